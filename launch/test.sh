@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Installs what the tests need (torch and transformers are oracles) and runs them. Arguments go to pytest:
+#   bash launch/test.sh            bash launch/test.sh -m slow            bash launch/test.sh tests/model
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/setup.sh
+setup_venv '.[dev]'
+exec .venv/bin/python -m pytest "$@"

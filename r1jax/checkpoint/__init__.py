@@ -1,0 +1,1 @@
+"""Checkpoints: the Orbax store and, later, public weight formats."""

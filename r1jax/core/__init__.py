@@ -1,0 +1,1 @@
+"""What every rung may use: errors, configs, named trees, metrics, tagged text."""

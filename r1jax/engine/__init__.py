@@ -1,0 +1,1 @@
+"""Generation on the trainer's own parameters."""

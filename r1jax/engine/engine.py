@@ -1,0 +1,50 @@
+"""The seam between generation and everything else: prompts and keys in, samples out.
+
+One compiled program for each (sampling, limit, shape); the caller's parameters are used as they lie, never copied.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax.core.program import Announce, Program, silent
+from r1jax.engine.generate import Samples, generate
+from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.model.config import ModelConfig
+from r1jax.sharding import place
+
+
+class Engine:
+  """Static batches: every row runs until all have stopped."""
+
+  def __init__(
+    self,
+    cfg: ModelConfig,
+    stops: tuple[int, ...],
+    mesh: jax.sharding.Mesh | None = None,
+    announce: Announce = silent,
+  ):
+    self.cfg, self.stops, self.mesh, self._announce = cfg, tuple(stops), mesh, announce
+    self._programs: dict[tuple, Program] = {}
+
+  def __call__(
+    self,
+    params: Any,
+    prompts_BP: np.ndarray,
+    lengths_B: np.ndarray,
+    key_B: jax.Array,
+    sampling: Sampling,
+    limit: int,
+  ) -> Samples:
+    """Completes right-padded prompts; on a mesh the rows are split over its batch axes."""
+    name = (sampling, limit, prompts_BP.shape)
+    if name not in self._programs:
+      f = functools.partial(
+        generate, cfg=self.cfg, sampling=sampling, stops=self.stops, limit=limit
+      )
+      what = f'rollout of {prompts_BP.shape[0]} × {limit} tokens'
+      self._programs[name] = Program(what, f, self._announce)
+    rows = place.rows(self.mesh, (prompts_BP, lengths_B, key_B))
+    return self._programs[name](params, *rows)

@@ -1,0 +1,1 @@
+"""Evaluation: tasks run on a model, and reports on what came out."""

@@ -1,0 +1,124 @@
+"""Accuracy on held-out problems: pass@1 as the mean over samples, greedy beside it, and what the model wrote.
+
+Everything is seeded by the config and padded to fixed shapes: the same checkpoint gives the same figures in any
+process on the same machine.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+
+from r1jax.core.errors import UserError
+from r1jax.engine.engine import Engine
+from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.rewards.outcome import Outcome
+from r1jax.rollout.collect import Grader, Limits, sample, telemetry, texts
+from r1jax.tasks.task import Example, Task
+from r1jax.tokenizers.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """How to measure: `problems` of split eval, `samples` completions of each, in batches of `batch` problems."""
+
+  problems: int = 1024
+  samples: int = 1
+  batch: int = 256
+  sampling: Sampling = Sampling()
+  limits: Limits = Limits()
+  seed: int = 0
+  shown: int = 3
+
+  def __post_init__(self):
+    if self.problems % self.batch:
+      raise ValueError(f'problems={self.problems} must be a multiple of batch={self.batch}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """Figures of one pass over the problems, and the first few transcripts."""
+
+  figures: dict[str, float]
+  correct: int
+  samples: int
+  shown: list[dict[str, str]]
+
+
+def forced(tok: Tokenizer, thought: Literal['free', 'none']) -> list[int]:
+  """Tokens put behind the prompt: nothing, or an empty thought and the answer's opening tag."""
+  if thought == 'free':
+    return []
+  return [i for tag in ('<think>', '</think>', '<answer>') for i in tok.encode_special(tag)]
+
+
+def run(
+  engine: Engine,
+  params: Any,
+  tok: Tokenizer,
+  examples: Sequence[Example],
+  grade: Grader,
+  spec: Evaluation,
+  *,
+  samples: int,
+  sampling: Sampling,
+  thought: Literal['free', 'none'] = 'free',
+) -> Scored:
+  """`samples` completions of each example, graded."""
+  prefix = forced(tok, thought)
+  key = jax.random.key(spec.seed)
+  sums: dict[str, float] = {}
+  correct, shown = 0, []
+  for start in range(0, len(examples), spec.batch):
+    part = examples[start : start + spec.batch]
+    _, _, made = sample(
+      engine,
+      params,
+      tok,
+      part,
+      group=samples,
+      key=key,
+      first=start,
+      sampling=sampling,
+      limits=spec.limits,
+      prefix=prefix,
+    )
+    written = texts(tok, made, prefix)
+    asked = [e for e in part for _ in range(samples)]
+    grades = grade(list(zip(asked, written)))
+    for name, value in telemetry(made, written, grades).items():
+      sums[name] = sums.get(name, 0.0) + value * len(part) / len(examples)
+    correct += sum(g.outcome is Outcome.CORRECT for g in grades)
+    shown += [
+      {'question': e.question, 'completion': t, 'outcome': g.outcome.value}
+      for e, t, g in list(zip(asked, written, grades))[::samples]
+    ]
+  return Scored(sums, correct, len(examples) * samples, shown[: spec.shown])
+
+
+def evaluate(
+  engine: Engine, params: Any, tok: Tokenizer, task: Task, grade: Grader, spec: Evaluation
+) -> dict[str, Any]:
+  """Sampled, greedy and thoughtless accuracy on the same held-out problems."""
+  examples = task.examples('eval', 0, spec.problems)
+  if len(examples) < spec.problems:
+    raise UserError(
+      f'task {task.name} has {len(examples)} held-out problems, evaluation.problems asks for {spec.problems}'
+    )
+  go = lambda **kw: run(engine, params, tok, examples, grade, spec, **kw)
+  sampled = go(samples=spec.samples, sampling=spec.sampling)
+  greedy = go(samples=1, sampling=Sampling(temperature=0.0))
+  bare = go(samples=spec.samples, sampling=spec.sampling, thought='none')
+  return {
+    **sampled.figures,
+    'samples': sampled.samples,
+    'correct': sampled.correct,
+    'problems': len(examples),
+    'greedy_accuracy': greedy.correct / greedy.samples,
+    'greedy_samples': greedy.samples,
+    'no_thought_accuracy': bare.correct / bare.samples,
+    'no_thought_length': bare.figures['length'],
+    'temperature': spec.sampling.temperature,
+    'shown': sampled.shown,
+  }

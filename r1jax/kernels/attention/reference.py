@@ -1,0 +1,24 @@
+"""Attention, as a specification; softmax in fp32."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+
+def attention(
+  q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKV: jax.Array, mask_BLM: jax.Array, scale: float
+) -> jax.Array:
+  """softmax(scale · q kᵀ) v under a mask; a query that sees nothing gives zeros."""
+  q_BLKGH = rearrange(q_BLNH, 'B L (K G) H -> B L K G H', K=k_BMKH.shape[2])
+  s_BKGLM = jnp.einsum('BLKGH,BMKH->BKGLM', q_BLKGH, k_BMKH, preferred_element_type=jnp.float32)
+  p_BKGLM = masked_softmax(s_BKGLM * scale, mask_BLM[:, None, None])
+  o_BLKGV = jnp.einsum('BKGLM,BMKV->BLKGV', p_BKGLM.astype(v_BMKV.dtype), v_BMKV)
+  return rearrange(o_BLKGV, 'B L K G V -> B L (K G) V')
+
+
+def masked_softmax(s: jax.Array, mask: jax.Array) -> jax.Array:
+  """softmax over the last axis where mask holds, zero elsewhere; all zero (not NaN) where nothing is visible."""
+  low = jnp.finfo(s.dtype).min
+  s = jnp.where(mask, s, low)
+  p = jnp.exp(s - jax.lax.stop_gradient(s.max(-1, keepdims=True))) * mask
+  return p / jnp.maximum(p.sum(-1, keepdims=True), jnp.finfo(s.dtype).tiny)

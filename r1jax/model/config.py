@@ -1,0 +1,151 @@
+"""What a model is: a tuple of layers, each a pair of types; equal neighbours run as one scanned stack.
+
+Alternatives are types (`MLA | GQA`, `Dense | MoE`), dispatched once in block.py. Widths that follow from the input
+(embed) are not repeated here.
+"""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+  """Context extension by frequency interpolation; inactive up to `original` positions."""
+
+  factor: float = 40.0
+  original: int = 4096
+  length: int = 163_840
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  mscale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """Rotary embedding; `interleaved` pairs dimensions (0,1), (2,3), … as V3 does, else (0, P/2), (1, P/2+1), …"""
+
+  theta: float = 10_000.0
+  interleaved: bool = True
+  yarn: Yarn | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MLA:
+  """Multi-head latent attention: heads of nope + rope query/key and `value` width over low-rank latents."""
+
+  heads: int
+  nope: int
+  rope: int
+  value: int
+  kv_latent: int
+  q_latent: int | None = None
+  rotary: Rope = Rope()
+  eps: float = 1e-6
+  std: float = 0.006
+
+
+@dataclasses.dataclass(frozen=True)
+class GQA:
+  """Grouped-query attention; `qk_norm` as in Qwen 3, `bias` on q, k, v as in Qwen 2.5."""
+
+  heads: int
+  kv_heads: int
+  head: int
+  qk_norm: bool = False
+  bias: bool = False
+  rotary: Rope = Rope(interleaved=False)
+  eps: float = 1e-6
+  std: float = 0.02
+
+  def __post_init__(self):
+    if self.heads % self.kv_heads:
+      raise ValueError(f'heads={self.heads} must be a multiple of kv_heads={self.kv_heads}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """SwiGLU."""
+
+  ffw: int
+  std: float = 0.006
+
+
+@dataclasses.dataclass(frozen=True)
+class MoE:
+  """Shared and routed experts of width `ffw`; the V3 router.
+
+  Of `groups` groups of experts the best `active_groups` are open to a token, of their experts the best `active`.
+  """
+
+  ffw: int
+  experts: int
+  active: int
+  shared: int = 1
+  groups: int = 1
+  active_groups: int = 1
+  score: Literal['sigmoid', 'softmax'] = 'sigmoid'
+  scale: float = 1.0
+  std: float = 0.006
+
+  def __post_init__(self):
+    if self.experts % self.groups or not 1 <= self.active_groups <= self.groups:
+      raise ValueError(f'experts must split evenly into groups, active_groups be within: {self}')
+    if self.active > self.experts // self.groups * self.active_groups:
+      raise ValueError(
+        f'active={self.active} experts do not fit into {self.active_groups} groups: {self}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One transformer block: pre-norm attention, pre-norm feed-forward."""
+
+  attention: MLA | GQA
+  mlp: Dense | MoE
+  eps: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The whole model. `mtp` holds one layer a multi-token-prediction depth; `dtype` is what activations are kept in."""
+
+  vocab: int
+  embed: int
+  layers: tuple[Layer, ...]
+  mtp: tuple[Layer, ...] = ()
+  tied: bool = False
+  eps: float = 1e-6
+  std: float = 0.006
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  remat: Literal['none', 'full'] = 'full'
+
+  def __post_init__(self):
+    if not self.layers:
+      raise ValueError('a model needs at least one layer')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """`repeats` times the same period of layers, stacked and scanned; weights are named block0..block{p-1}."""
+
+  period: tuple[Layer, ...]
+  repeats: int
+
+
+def runs(layers: tuple[Layer, ...], longest: int = 8) -> tuple[Run, ...]:
+  """Layers as runs: from the left, the period (shortest first) that covers the most layers by repetition.
+
+  Three dense and 58 expert layers are two runs; (local ×5, global) ×8 is one run of period six.
+  """
+  found, at = [], 0
+  while at < len(layers):
+    best = Run(layers[at : at + 1], 1)
+    for p in range(1, min(longest, (len(layers) - at) // 2) + 1):
+      period, n = layers[at : at + p], 1
+      while layers[at + n * p : at + (n + 1) * p] == period:
+        n += 1
+      if n > 1 and n * p > len(best.period) * best.repeats:
+        best = Run(period, n)
+    found.append(best)
+    at += len(best.period) * best.repeats
+  return tuple(found)

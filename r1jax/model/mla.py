@@ -1,0 +1,103 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434; V3, 2412.19437).
+
+    c_q = norm(x W_qdown)                 q = c_q W_qup = [q_nope; rotate(q_rope)]       (or q = x W_q)
+    [c_kv; k_rope] = x W_kvdown           c_kv = norm(c_kv), k_rope = rotate(k_rope), shared by all heads
+    k = [c_kv W_kup; k_rope],  v = c_kv W_vup,   o = softmax(q kᵀ · scale) v,   y = o W_o
+
+Two executions of one parameter set. *Expanded* makes keys and values (training, prefill): 2·B·N·L·M·(H+P+V) flops.
+*Absorbed* moves W_kup into the query and W_vup behind the sum (decode): q_nope W_kupᵀ meets the latents themselves,
+2·B·N·L·M·(2R+P) flops but only R+P numbers a token are read.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from r1jax.kernels.attention import attention
+from r1jax.kernels.matmul import matmul
+from r1jax.model import cache as caches
+from r1jax.model import masks
+from r1jax.model.config import MLA
+from r1jax.model.primitives import norm_scale, rms_norm, weight
+from r1jax.model.rope import rotate, softmax_scale
+from r1jax.model.types import Place
+
+
+class Query(NamedTuple):
+  """Per head: the part that meets the latent, and the rotated part."""
+
+  nope_BLNH: jax.Array
+  rope_BLNP: jax.Array
+
+
+class Memory(NamedTuple):
+  """Per token: the normed latent and the rotated key that all heads share. What the cache holds."""
+
+  latent_BMR: jax.Array
+  rope_BMP: jax.Array
+
+
+def expanded(
+  q: Query, m: Memory, mask_BLM: jax.Array, k_up_RNH: jax.Array, v_up_RNV: jax.Array, scale: float
+) -> jax.Array:
+  """Attention with keys and values made from the latents."""
+  k_BMNH = matmul('BMR,RNH->BMNH', m.latent_BMR, k_up_RNH)
+  v_BMNV = matmul('BMR,RNV->BMNV', m.latent_BMR, v_up_RNV)
+  rope_BMNP = jnp.broadcast_to(m.rope_BMP[:, :, None], (*k_BMNH.shape[:3], m.rope_BMP.shape[-1]))
+  keys = jnp.concatenate([k_BMNH, rope_BMNP], -1)
+  return attention(jnp.concatenate(q, -1), keys, v_BMNV, mask_BLM, scale)
+
+
+def absorbed(
+  q: Query, m: Memory, mask_BLM: jax.Array, k_up_RNH: jax.Array, v_up_RNV: jax.Array, scale: float
+) -> jax.Array:
+  """The same numbers with the latents as the one shared key-value head."""
+  q_BLNR = matmul('BLNH,RNH->BLNR', q.nope_BLNH, k_up_RNH)
+  keys = jnp.concatenate([m.latent_BMR, m.rope_BMP], -1)[:, :, None]
+  queries = jnp.concatenate([q_BLNR, q.rope_BLNP], -1)
+  o_BLNR = attention(queries, keys, m.latent_BMR[:, :, None], mask_BLM, scale)
+  return matmul('BLNR,RNV->BLNV', o_BLNR, v_up_RNV)
+
+
+class LatentAttention(nn.Module):
+  """MLA over the batch itself, or over the cache when one is given."""
+
+  cfg: MLA
+
+  @nn.compact
+  def __call__(
+    self, x_BLD: jax.Array, place: Place, cache: caches.LatentCache | None
+  ) -> tuple[jax.Array, caches.LatentCache | None]:
+    c, D, w = self.cfg, x_BLD.shape[-1], functools.partial(weight, self)
+    q_in, width, name = x_BLD, D, 'embed'
+    if c.q_latent:
+      q_in = matmul('BLD,DR->BLR', x_BLD, w('q_down', (D, c.q_latent), ('embed', 'latent')))
+      q_in = rms_norm(q_in, norm_scale(self, 'q_scale', c.q_latent), c.eps)
+      width, name = c.q_latent, 'latent'
+    q_up = w('q_up', (width, c.heads, c.nope + c.rope), (name, 'heads', 'head'))
+    q_BLNH = matmul('BLR,RNH->BLNH', q_in, q_up)
+    q = Query(q_BLNH[..., : c.nope], rotate(q_BLNH[..., c.nope :], place.positions_BL, c.rotary))
+    kv_down = w('kv_down', (D, c.kv_latent + c.rope), ('embed', 'latent'))
+    kv_BLR = matmul('BLD,DR->BLR', x_BLD, kv_down)
+    latent = rms_norm(kv_BLR[..., : c.kv_latent], norm_scale(self, 'kv_scale', c.kv_latent), c.eps)
+    k_rope = rotate(kv_BLR[:, :, None, c.kv_latent :], place.positions_BL, c.rotary)[:, :, 0]
+    k_up = w('k_up', (c.kv_latent, c.heads, c.nope), ('latent', 'heads', 'head'))
+    v_up = w('v_up', (c.kv_latent, c.heads, c.value), ('latent', 'heads', 'head'))
+    scale = softmax_scale(c.rotary, c.nope + c.rope)
+    memory = Memory(latent, k_rope)
+    if cache is None:
+      mask_BLM = masks.within(place.positions_BL, place.segments_BL)
+      o_BLNV = expanded(q, memory, mask_BLM, k_up, v_up, scale)
+    else:
+      cache, held = caches.update(
+        cache, place.layer, place.positions_BL, caches.LatentCache(*memory)
+      )
+      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, held[0].shape[1])
+      execution = absorbed if x_BLD.shape[1] == 1 else expanded
+      o_BLNV = execution(q, Memory(*held), mask_BLM, k_up, v_up, scale)
+    return matmul(
+      'BLNV,NVD->BLD', o_BLNV, w('out', (c.heads, c.value, D), ('heads', 'head', 'embed'))
+    ), cache

@@ -1,0 +1,112 @@
+"""The whole decoder: embedding, runs of layers, final norm; prediction modules beside it.
+
+The head is not applied here: training scores targets with the fused head (kernels/logprob), sampling asks `logits`
+for the last position only, and [B, T, V] never exists.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from r1jax.model import stack
+from r1jax.model.config import ModelConfig, runs
+from r1jax.model.mtp import PredictionModule
+from r1jax.model.primitives import norm_scale, rms_norm, weight
+from r1jax.model.types import LayerOut, Place, Term
+from r1jax.sharding.rules import constrain
+
+
+class Inputs(NamedTuple):
+  """One batch for the model. Everything comes shifted from the data pipeline; `ahead[d]` is tokens d+1 positions on."""
+
+  tokens_BL: jax.Array
+  positions_BL: jax.Array
+  segments_BL: jax.Array
+  ahead: tuple[jax.Array, ...] = ()
+
+
+class Output(NamedTuple):
+  """x for the head, the same of each prediction depth, what the caches became, and what the routers did.
+
+  routes[run][block] is [n, B, L, A] or None; load maps a router bias' path to [n, E] (or [E]) token counts.
+  """
+
+  x_BLD: jax.Array
+  mtp: tuple[jax.Array, ...]
+  cache: tuple | None
+  routes: tuple
+  load: dict[str, jax.Array]
+  balance: Term
+
+
+class Transformer(nn.Module):
+  """DeepSeek-V3-style decoder; `routes` replays expert choices of an earlier Output.routes."""
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    inputs: Inputs,
+    cache: tuple | None = None,
+    routes: tuple | None = None,
+    detach_mtp: bool = False,
+  ) -> Output:
+    c = self.cfg
+    place = Place(inputs.positions_BL, inputs.segments_BL)
+    table_VD = weight(self, 'embedding', (c.vocab, c.embed), ('vocab', 'embed'))
+    if not c.tied:
+      weight(self, 'head', (c.embed, c.vocab), ('embed', 'vocab'))
+    embed = lambda ids, table=table_VD: jnp.take(table, ids, axis=0).astype(c.dtype)
+    h_BLD = constrain(embed(inputs.tokens_BL), 'batch', 'length', None)
+    caches, outs = [], {}
+    for i, run in enumerate(runs(c.layers)):
+      layers = stack.stack(run, c.remat, f'run{i}')
+      h_BLD, kept, made = stack.call(layers, h_BLD, place, cache and cache[i], routes and routes[i])
+      caches.append(kept)
+      outs |= {f'run{i}/block{j}': out for j, out in enumerate(made)}
+    x_BLD = rms_norm(h_BLD, norm_scale(self, 'final_scale', c.embed), c.eps)
+    table_VD, h_BLD = jax.lax.stop_gradient((table_VD, h_BLD)) if detach_mtp else (table_VD, h_BLD)
+    mtp = []
+    for d, (spec, tokens_BL) in enumerate(zip(c.mtp, inputs.ahead)):
+      module = PredictionModule(spec, name=f'mtp{d}')
+      h_BLD, y_BLD, outs[f'mtp{d}/block'] = module(h_BLD, embed(tokens_BL, table_VD), place)
+      mtp.append(y_BLD)
+    routes = tuple(
+      tuple(outs[f'run{i}/block{j}'].routes_BLA for j in range(len(r.period)))
+      for i, r in enumerate(runs(c.layers))
+    )
+    return Output(x_BLD, tuple(mtp), cache and tuple(caches), routes, *routing(outs))
+
+
+def routing(outs: dict[str, LayerOut]) -> tuple[dict[str, jax.Array], Term]:
+  """Load by router-bias path, and the balance term summed over layers and sequences."""
+  moe = {path: out for path, out in outs.items() if out.load_E is not None}
+  load = {f'{path}/mlp/router/bias': out.load_E for path, out in moe.items()}
+  sums = [Term(jnp.sum(o.balance.total), jnp.sum(o.balance.weight)) for o in moe.values()]
+  zero = Term(jnp.zeros(()), jnp.zeros(()))
+  return load, functools.reduce(
+    lambda a, b: Term(a.total + b.total, a.weight + b.weight), sums, zero
+  )
+
+
+def dummy_inputs(cfg: ModelConfig) -> Inputs:
+  """The smallest inputs that touch every parameter; for init and shape evaluation."""
+  one = jnp.ones((1, 1), jnp.int32)
+  return Inputs(one, one * 0, one, (one,) * len(cfg.mtp))
+
+
+def head(params: Any, cfg: ModelConfig) -> jax.Array:
+  """The output matrix w_DV."""
+  return params['embedding'].T if cfg.tied else params['head']
+
+
+def logits(params: Any, cfg: ModelConfig, x_BD: jax.Array) -> jax.Array:
+  """fp32 logits_BV of a few positions, for sampling."""
+  w_DV = head(params, cfg).astype(x_BD.dtype)
+  return constrain(
+    jnp.einsum('BD,DV->BV', x_BD, w_DV, preferred_element_type=jnp.float32), 'batch', 'vocab'
+  )

@@ -1,0 +1,36 @@
+"""What layers take and give, typed; None where absent, so that it all threads through scan."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Place(NamedTuple):
+  """Where tokens stand. Positions restart in each packed segment; segment 0 is padding."""
+
+  positions_BL: jax.Array
+  segments_BL: jax.Array
+  layer: jax.Array | None = None  # index into the run's stacked cache
+
+
+class Term(NamedTuple):
+  """A loss term before its division: the denominator is taken over the whole global batch."""
+
+  total: jax.Array
+  weight: jax.Array
+
+
+class LayerIn(NamedTuple):
+  """Beside x: this block's stacked cache, and expert ids to replay."""
+
+  cache: tuple | None = None
+  routes_BLA: jax.Array | None = None
+
+
+class LayerOut(NamedTuple):
+  """Beside x: the cache, the experts chosen, their load, the sequence-wise balance term."""
+
+  cache: tuple | None = None
+  routes_BLA: jax.Array | None = None
+  load_E: jax.Array | None = None
+  balance: Term | None = None

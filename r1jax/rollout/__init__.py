@@ -1,0 +1,1 @@
+"""From prompts to graded trajectories, in the shapes that a training step takes."""

@@ -1,0 +1,76 @@
+"""The only tables from logical axis names to mesh axes.
+
+A weight names its axes where it is born (`weight(..., axes=('embed', 'ffw'))`); an activation where it is constrained
+(`constrain(x_BLD, 'batch', 'length', None)`). Weights are fully sharded: `embed` over `fsdp`, the wide axis over
+`tensor`, experts over `expert`. Activations are split by batch over every axis that holds different tokens.
+"""
+
+import math
+
+import jax
+
+from r1jax.core.errors import UserError
+
+WEIGHTS = {
+  'layers': None,
+  'vocab': 'tensor',
+  'embed': 'fsdp',
+  'ffw': 'tensor',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'head': None,
+  'latent': None,
+  'expert': 'expert',
+  'router': None,
+}
+
+ACTIVATIONS = {
+  'batch': ('data', 'fsdp', 'expert'),
+  'tokens': ('data', 'fsdp', 'expert', 'context'),
+  'length': 'context',
+  'heads': 'tensor',
+  'vocab': 'tensor',
+}
+
+
+def spec(names: tuple[str | None, ...], table: dict[str, str | tuple[str, ...] | None]) -> jax.P:
+  """Logical names to a PartitionSpec; an unknown name is an error that lists the known ones."""
+  unknown = [n for n in names if n is not None and n not in table]
+  if unknown:
+    raise KeyError(f'unknown logical axis {unknown[0]!r}; known: {", ".join(sorted(table))}')
+  return jax.P(*(None if n is None else table[n] for n in names))
+
+
+def axis_size(entry: str | tuple[str, ...] | None, sizes: dict[str, int]) -> int:
+  """Number of shards that one entry of a PartitionSpec makes."""
+  if entry is None:
+    return 1
+  return math.prod(sizes[a] for a in ((entry,) if isinstance(entry, str) else entry))
+
+
+def weight_sharding(
+  mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], names: tuple[str | None, ...]
+) -> jax.sharding.NamedSharding:
+  """Where a weight lives; a dimension that its mesh axis does not divide is an error that names both."""
+  p = spec(names, WEIGHTS)
+  for size, name, entry in zip(shape, names, p):
+    n = axis_size(entry, dict(mesh.shape))
+    if size % n:
+      raise UserError(
+        f'weight {path}: axis {name!r} of size {size} is not divisible by mesh axis {entry!r} of size {n}; '
+        'change config.mesh or the model'
+      )
+  return jax.sharding.NamedSharding(mesh, p)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Tells the partitioner how an activation is split; without a mesh, x itself.
+
+  A dimension that its mesh axes do not divide (a batch of one at a prompt, say) is left to the partitioner.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  p = spec(names, ACTIVATIONS)
+  fits = (e if size % axis_size(e, dict(mesh.shape)) == 0 else None for size, e in zip(x.shape, p))
+  return jax.lax.with_sharding_constraint(x, jax.P(*fits))

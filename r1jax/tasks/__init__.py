@@ -1,0 +1,1 @@
+"""Tasks: examples, prompt and grader in one, for SFT, RL and evaluation alike. No jax."""

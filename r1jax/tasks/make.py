@@ -1,0 +1,22 @@
+"""Which task: a typed union for configs, and the one place that builds from it."""
+
+from r1jax.core.errors import UserError
+from r1jax.tasks.file import File, load
+from r1jax.tasks.gym import Gym, GymTask
+from r1jax.tasks.maths import Maths, MathsTask
+from r1jax.tasks.task import Task
+
+TaskSpec = Gym | Maths | File
+
+
+def make(spec: TaskSpec) -> Task:
+  """The task that `spec` describes."""
+  match spec:
+    case Gym():
+      return GymTask(spec)
+    case Maths():
+      return MathsTask(spec)
+    case File():
+      return load(spec)
+    case _:
+      raise UserError(f'task is {spec!r}; expected Gym(…), Maths(…) or File(…)')

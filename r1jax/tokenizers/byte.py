@@ -1,0 +1,44 @@
+"""UTF-8 bytes as tokens: ids 0..255 are the bytes, 256..264 the template's markers.
+
+One token a byte: a vocabulary of 265 suits models of a few million parameters, whose embedding
+would otherwise outweigh everything else.
+"""
+
+from collections.abc import Iterable
+
+from r1jax.core.errors import UserError
+from r1jax.tokenizers.tokenizer import BOS, EOS, MARKERS, PAD, trim
+
+_ID = {marker: 256 + i for i, marker in enumerate(MARKERS)}
+_BYTES = [bytes([i]) for i in range(256)] + [marker.encode() for marker in MARKERS]
+
+
+class ByteTokenizer:
+  """A `Tokenizer` over bytes."""
+
+  vocab = len(_BYTES)
+  pad, bos, eos = _ID[PAD], _ID[BOS], _ID[EOS]
+  stops = (eos,)
+
+  def encode(self, text: str) -> list[int]:
+    """The bytes of `text`; a lone surrogate, which UTF-8 cannot hold, becomes '?'."""
+    return list(text.encode('utf-8', errors='replace'))
+
+  def encode_special(self, marker: str) -> list[int]:
+    """The one id of a marker."""
+    if marker not in _ID:
+      raise UserError(f'unknown marker {marker!r}; the template has {", ".join(_ID)}')
+    return [_ID[marker]]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of any ids; bytes that are not UTF-8 become U+FFFD, markers their own text."""
+    return b''.join(_BYTES[i] for i in self._known(ids)).decode('utf-8', errors='replace')
+
+  def _known(self, ids: Iterable[int]) -> list[int]:
+    kept = trim(ids, (self.eos, self.pad))
+    for i in kept:
+      if not 0 <= i < self.vocab:
+        raise UserError(
+          f'token {i} is not in [0, {self.vocab}); were the ids made by this tokenizer?'
+        )
+    return kept

@@ -1,0 +1,37 @@
+"""The chat template: one question, one completion, and which tokens of them are learned.
+
+    <|bos|><|user|>question<|assistant|>  <think>thought</think><answer>answer</answer><|eos|>
+    prompt, mask 0                        completion, mask 1
+
+The model writes `<think>` itself. Pieces are tokenized apart and joined as ids: what a rollout saw
+and what a trainer sees are the same tokens, and no text is ever re-tokenized across a boundary.
+"""
+
+from r1jax.core.text import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from r1jax.tokenizers.tokenizer import ASSISTANT, BOS, EOS, USER, Tokenizer
+
+
+def render_prompt(tok: Tokenizer, question: str) -> list[int]:
+  """Ids up to and with the assistant marker."""
+  special = tok.encode_special
+  return [*special(BOS), *special(USER), *tok.encode(question), *special(ASSISTANT)]
+
+
+def render_solution(tok: Tokenizer, thought: str, answer: str) -> list[int]:
+  """Ids of a well-formed completion, the end token included."""
+  special = tok.encode_special
+  return [
+    *special(THINK_OPEN),
+    *tok.encode(thought),
+    *special(THINK_CLOSE),
+    *special(ANSWER_OPEN),
+    *tok.encode(answer),
+    *special(ANSWER_CLOSE),
+    *special(EOS),
+  ]
+
+
+def render(tok: Tokenizer, question: str, thought: str, answer: str) -> tuple[list[int], list[int]]:
+  """(ids, mask): mask is 1 on the completion, end token included, whatever its id."""
+  prompt, completion = render_prompt(tok, question), render_solution(tok, thought, answer)
+  return prompt + completion, [0] * len(prompt) + [1] * len(completion)

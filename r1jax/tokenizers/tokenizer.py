@@ -1,0 +1,45 @@
+"""What every tokenizer gives, and the names of the template's markers.
+
+Two ways in, kept apart for safety: `encode` is for text from users, files and models and never
+yields a template token, whatever the text says; `encode_special` is for the template alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from r1jax.core.text import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+
+PAD, BOS, EOS = '<|pad|>', '<|bos|>', '<|eos|>'
+USER, ASSISTANT = '<|user|>', '<|assistant|>'
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+MARKERS = (PAD, BOS, EOS, USER, ASSISTANT, *TAGS)
+
+
+class Tokenizer(Protocol):
+  """Ids lie in [0, vocab). `eos` may equal `pad`: masks come from lengths, not from tokens."""
+
+  vocab: int
+  pad: int
+  bos: int | None
+  eos: int
+  stops: tuple[int, ...]  # any of these ends a completion; eos is among them
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of plain text; text that looks like a marker stays text."""
+    ...
+
+  def encode_special(self, marker: str) -> list[int]:
+    """Token ids of one of MARKERS, as this tokenizer writes it: none, one or several."""
+    ...
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of any ids, markers included; the trailing run of stop and padding tokens is no text."""
+    ...
+
+
+def trim(ids: Iterable[int], ends: Sequence[int]) -> list[int]:
+  """`ids` without its trailing run of tokens in `ends`."""
+  kept = [int(i) for i in ids]
+  while kept and kept[-1] in ends:
+    kept.pop()
+  return kept

@@ -1,0 +1,1 @@
+"""Training: state, steps, loops, stages, and what they report while they run."""

@@ -1,0 +1,52 @@
+"""Everything that defines a run, as one frozen value; written beside the results and into every checkpoint."""
+
+import dataclasses
+
+from r1jax.eval.evaluate import Evaluation
+from r1jax.model.config import ModelConfig
+from r1jax.sharding.mesh import Mesh
+from r1jax.tasks.make import TaskSpec
+from r1jax.tokenizers.make import Byte, TokenizerSpec
+from r1jax.train.rl import RL
+from r1jax.train.supervised import SFT
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """Saved every so many steps and at the end of each stage; the newest `keep` stay."""
+
+  every: int = 1000
+  keep: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Verifier:
+  """Worker processes that grade, and the seconds each answer may take."""
+
+  workers: int = 1
+  seconds: float = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Stages run in order, each followed by an evaluation on held-out problems."""
+
+  name: str
+  model: ModelConfig
+  task: TaskSpec
+  stages: tuple[SFT | RL, ...]
+  evaluation: Evaluation = Evaluation()
+  tokenizer: TokenizerSpec = Byte()
+  seed: int = 0
+  mesh: Mesh = Mesh()
+  checkpoint: Checkpoint = Checkpoint()
+  verifier: Verifier = Verifier()
+
+  def __post_init__(self):
+    names = [s.name for s in self.stages]
+    if len(set(names)) < len(names):
+      raise ValueError(f'stages need distinct names, got {names}')
+
+  def first_step(self, stage: int) -> int:
+    """Global step at which a stage starts."""
+    return sum(s.steps for s in self.stages[:stage])

@@ -1,0 +1,84 @@
+"""The model's view of a batch, shared by every objective: log-probabilities, prediction modules, balance.
+
+    L = L_main + λ L_MTP + α L_balance
+
+Each term is a sum over this part of the batch over a denominator of the whole one.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.algos import sft
+from r1jax.core.metrics import Mean
+from r1jax.data.batch import Batch, sequences
+from r1jax.kernels.logprob import LogProbs, logprobs
+from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.model import transformer
+from r1jax.model.config import ModelConfig, MoE
+from r1jax.model.transformer import Output, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary:
+  """Weights beside the main loss.
+
+  mtp: λ; with detach_mtp the modules learn from the trunk without moving it (RL keeps drafts in step so).
+  balance: α of the sequence-wise balance loss; gamma: speed of the router bias.
+  """
+
+  mtp: float = 0.3
+  detach_mtp: bool = False
+  balance: float = 1e-4
+  gamma: float = 1e-3
+
+
+class Denominators(NamedTuple):
+  """What each term is divided by: the main loss' own, target tokens, sequences × expert layers."""
+
+  main: jax.Array
+  tokens: jax.Array
+  balance: jax.Array
+
+
+def denominators(batch: Batch, main: jax.Array, cfg: ModelConfig) -> Denominators:
+  """Over the whole global batch; a batch without a counted token divides by one."""
+  layers = sum(isinstance(l.mlp, MoE) for l in cfg.layers + cfg.mtp)
+  counted = sequences(batch.inputs.segments_BL, batch.inputs.positions_BL) * layers
+  return Denominators(*(jnp.maximum(x, 1) for x in (main, batch.weights_BL.sum(), counted)))
+
+
+def run(
+  params: Any,
+  cfg: ModelConfig,
+  batch: Batch,
+  sampling: Sampling,
+  routes: tuple | None,
+  detach_mtp: bool,
+) -> tuple[Output, LogProbs]:
+  """Model output and the targets' log-probabilities under the sampler's distribution."""
+  out = Transformer(cfg).apply({'params': params}, batch.inputs, None, routes, detach_mtp)
+  return out, logprobs(out.x_BLD, transformer.head(params, cfg), batch.targets_BL, sampling)
+
+
+def auxiliary(
+  params: Any, cfg: ModelConfig, batch: Batch, out: Output, aux: Auxiliary, d: Denominators
+) -> tuple[jax.Array, dict[str, Mean]]:
+  """λ L_MTP + α L_balance of this part, and their metrics."""
+  total, metrics = jnp.zeros(()), {}
+  if cfg.mtp:
+    head = transformer.head(params, cfg)
+    head = jax.lax.stop_gradient(head) if aux.detach_mtp else head
+    logps = [logprobs(x, head, y).logp for x, y in zip(out.mtp, batch.ahead_targets)]
+    mtp_sum, mtp_weight = sft.mtp_loss(logps, batch.ahead_weights, batch.weights_BL)
+    total += aux.mtp * mtp_sum / d.tokens
+    metrics['mtp_loss'] = (mtp_sum, mtp_weight)
+  if out.load:
+    total += aux.balance * out.balance.total / d.balance
+    metrics['balance_loss'] = (out.balance.total, out.balance.weight)
+    loads_nE = jnp.concatenate([l.reshape(-1, l.shape[-1]) for l in out.load.values()])
+    spread = loads_nE.max(-1) / jnp.maximum(loads_nE.mean(-1), 1)
+    metrics['load_max_over_mean'] = (spread.sum(), jnp.float32(spread.size))
+  return total, metrics

@@ -1,0 +1,154 @@
+"""A whole run: initialize or resume, run the stages, evaluate after each, report.
+
+A checkpoint holds the state with its stage, the step within it and the evaluations so far; starting the same command
+again in the same workdir goes on from the newest one.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from r1jax.core import config
+from r1jax.core.errors import UserError
+from r1jax.eval import report
+from r1jax.optim import optimizer as optim
+from r1jax.sharding import place
+from r1jax.train import provenance, telemetry
+from r1jax.train import state as states
+from r1jax.train.experiment import Experiment
+from r1jax.train.progress import Progress
+from r1jax.train.rl import RL
+from r1jax.train.run import Run, inputs, open_run
+from r1jax.train.stages import run_rl, run_sft
+from r1jax.train.state import State
+from r1jax.train.supervised import SFT
+
+SHOWN = ('loss', 'reward', 'length')
+
+
+@dataclasses.dataclass
+class Point:
+  """Where a run is: the state, the stage that comes next or is under way, steps done in it, figures so far."""
+
+  state: State | None
+  stage: int = 0
+  step: int = 0
+  evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def train(exp: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
+  """Runs an experiment to its end and returns the summary that it writes."""
+  with open_run(exp, workdir) as run:
+    point = resume(run)
+    params = (
+      states.init_params(run.model, exp.seed, run.mesh, inputs(exp))
+      if point.state is None
+      else None
+    )
+    for number in range(point.stage, len(exp.stages)):
+      stage = exp.stages[number]
+      if point.state is None:
+        optimizer = optim.make(stage.optimizer, params)
+        point = Point(
+          states.fresh(params, optimizer, run.mesh, exp.first_step(number)),
+          number,
+          0,
+          point.evaluations,
+        )
+      point = run_stage(run, stage, point)
+      params, point.state = point.state.params, None
+    return finish(run, point.evaluations)
+
+
+def run_stage(run: Run, stage: SFT | RL, point: Point) -> Point:
+  """The rest of one stage, its evaluation and its checkpoint."""
+  number, every = point.stage, run.exp.checkpoint.every
+  with Progress(stage.name, stage.steps, start=point.step) as progress:
+    run.progress = progress
+
+    def after(state: State, step: int, figures: dict[str, float]) -> None:
+      spent = run.timers.take()
+      tokens = figures.pop('tokens')
+      busy = sum(
+        s
+        for name, s in spent.items()
+        if name not in ('time/compile', 'time/checkpoint', 'time/evaluate')
+      )
+      figures = figures | spent | {'tokens_per_s': tokens / max(busy, 1e-9)}
+      run.writer.write(step, stage.name, figures)
+      told = {name: figures[name] for name in ('tokens_per_s', *SHOWN) if name in figures}
+      progress.update(step, **told)
+      if step % every == 0 and step < stage.steps:
+        run.save(state, number, step, point.evaluations)
+
+    go = run_sft if isinstance(stage, SFT) else run_rl
+    state = go(run, stage, point.state, point.step, after)
+    figures = run.evaluate(state.params, f'after {stage.name.upper()}', stage.steps)
+    evaluations = [*point.evaluations, figures | {'stage': stage.name}]
+    run.save(state, number + 1, 0, evaluations)
+  return Point(state, number + 1, 0, evaluations)
+
+
+def template(run: Run, stage: SFT | RL, reference: bool) -> State:
+  """Shapes and places of a stage's state, without memory."""
+  boxed = place.abstract(run.model, inputs(run.exp))
+  params = place.templates(run.mesh, boxed)
+  opt = place.like_templates(
+    run.mesh, params, jax.eval_shape(optim.make(stage.optimizer, params).init, params)
+  )
+  step = jax.ShapeDtypeStruct((), 'int32', sharding=place.replicated(run.mesh))
+  return State(step, params, opt, params if reference else None)
+
+
+def resume(run: Run) -> Point:
+  """The newest checkpoint of the workdir, or the beginning."""
+  if run.store.latest() is None:
+    return Point(None)
+  meta = run.store.meta()
+  saved = config.from_dict(Experiment, meta['experiment'])
+  if saved != run.exp:
+    raise UserError(
+      f'{run.workdir} holds a run with another config ({first_difference(saved, run.exp)}); '
+      'use another --workdir, or the config that it was started with (config.json there)'
+    )
+  number, step = meta['stage'], meta['step']
+  if number == len(run.exp.stages):
+    return Point(None, number, 0, meta['evaluations'])
+  written = run.exp.stages[
+    number if step else number - 1
+  ]  # a finished stage's state has its own optimizer
+  reference = isinstance(written, RL) and written.algorithm.beta > 0
+  state = run.store.restore(template(run, written, reference))
+  run.progress.note(f'resuming at {run.exp.stages[number].name} step {step}')
+  if step:
+    return Point(state, number, step, meta['evaluations'])
+  optimizer = optim.make(run.exp.stages[number].optimizer, state.params)
+  fresh = states.fresh(state.params, optimizer, run.mesh, run.exp.first_step(number))
+  return Point(fresh, number, 0, meta['evaluations'])
+
+
+def first_difference(a: Any, b: Any, path: str = 'config') -> str:
+  """The first field in which two configs differ, with both values."""
+  if dataclasses.is_dataclass(a) and type(a) is type(b):
+    for f in dataclasses.fields(a):
+      if getattr(a, f.name) != getattr(b, f.name):
+        return first_difference(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
+  if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+    i = next(i for i in range(len(a)) if a[i] != b[i])
+    return first_difference(a[i], b[i], f'{path}[{i}]')
+  return f'{path}: {a} there, {b} here'
+
+
+def finish(run: Run, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+  """summary.json and report.png of everything measured so far."""
+  run.writer.flush()
+  rows = telemetry.read(run.workdir)
+  git = provenance.git()
+  facts = {
+    'name': run.exp.name,
+    'revision': provenance.short(git) if git else None,
+    'seed': run.exp.seed,
+  }
+  return report.write(run.workdir, rows, evaluations, facts)

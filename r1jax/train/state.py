@@ -1,0 +1,41 @@
+"""What training carries from step to step, as one value."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.sharding import place
+
+
+class State(NamedTuple):
+  """Global step, parameters (router bias among them), optimizer state, and RL's reference policy or None."""
+
+  step: jax.Array
+  params: Any
+  opt: Any
+  reference: Any = None
+
+
+def fresh(
+  params: Any,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh | None,
+  step: int = 0,
+) -> State:
+  """A state around given parameters, the optimizer's moments placed like them."""
+  opt = place.jit_init(optimizer.init, mesh, params)
+  where = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
+  return State(jax.device_put(jnp.int32(step), where), params, opt)
+
+
+def init_params(model: nn.Module, seed: int, mesh: jax.sharding.Mesh | None, inputs: Any) -> Any:
+  """Seeded parameters, each device making its own shards."""
+  return place.init(model, jax.random.key(seed), mesh, inputs)
+
+
+def copy(tree: Any) -> Any:
+  """New buffers with the same values: a reference must outlive the donated parameters."""
+  return jax.tree.map(jnp.copy, tree)

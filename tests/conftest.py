@@ -1,0 +1,21 @@
+"""Every test runs on 8 virtual CPU devices unless JAX_PLATFORMS says otherwise, and repeatably.
+
+The variables must stand before jax is first imported, hence here and not in a fixture.
+"""
+
+import os
+import pathlib
+
+_CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
+_DEVICES = '--xla_force_host_platform_device_count=8'
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'.strip()
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+import hypothesis  # noqa: E402
+
+hypothesis.settings.register_profile('r1jax', deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile('r1jax')
