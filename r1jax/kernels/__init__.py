@@ -1,4 +1,5 @@
-"""Operations with more than one implementation: one folder each, the public function in its `__init__`.
+"""Operations with more than one implementation: one folder each, its `__init__` is public.
 
-`implementation=None` resolves from the platform, once; a name that cannot serve raises NotImplementedError.
+`implementation=None` resolves from the platform, once; a name that cannot serve raises
+NotImplementedError.
 """

@@ -4,7 +4,7 @@ import jax
 
 
 def resolve(implementation: str | None, default: dict[str, str], known: tuple[str, ...]) -> str:
-  """The implementation's name: the given one if known, else the platform's default ('*' for any other)."""
+  """The given implementation if known; without one the platform's default ('*' for any other)."""
   if implementation is None:
     return default.get(jax.default_backend(), default['*'])
   if implementation not in known:

@@ -1,7 +1,7 @@
-"""What generation remembers: one stack a run and block, written and read by layer index inside the scan's carry.
+"""What generation remembers: one stack a run and block, in the scan's carry, indexed by layer.
 
-Slot m of row b holds position m of the row's sequence. MLA keeps the latent and the rotated key only
-(R + P numbers a token and layer: 576 for V3, where expanded keys and values would be 40,960).
+Slot m of row b holds position m of the row's sequence. MLA keeps the latent and the rotated key
+only (R + P numbers a token and layer: 576 for V3, where expanded keys and values would be 40,960).
 """
 
 from typing import NamedTuple
@@ -13,10 +13,9 @@ from r1jax.model.config import GQA, MLA, ModelConfig, runs
 
 
 class LatentCache(NamedTuple):
-  """MLA."""
+  """MLA: the normed latent and the rotated key side by side, C = R + P, so that decode reads one array once."""
 
-  latent_nBMR: jax.Array
-  rope_nBMP: jax.Array
+  kv_nBMC: jax.Array
 
 
 class KVCache(NamedTuple):
@@ -36,7 +35,7 @@ def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Cache, ...],
     zeros = lambda *shape: jnp.zeros((n, batch, length, *shape), cfg.dtype)
     match spec:
       case MLA():
-        return LatentCache(zeros(spec.kv_latent), zeros(spec.rope))
+        return LatentCache(zeros(spec.kv_latent + spec.rope))
       case GQA():
         return KVCache(zeros(spec.kv_heads, spec.head), zeros(spec.kv_heads, spec.head))
 
@@ -57,6 +56,6 @@ def read(stack_nBM: jax.Array, layer: jax.Array) -> jax.Array:
 
 
 def update(cache: Cache, layer: jax.Array, slots_BL: jax.Array, new: Cache) -> tuple[Cache, Cache]:
-  """Writes new entries (without the layer axis) and returns the cache and the layer's whole memory."""
+  """Writes new entries (without the layer axis); returns the cache and the layer's whole memory."""
   cache = type(cache)(*(write(c, layer, slots_BL, x) for c, x in zip(cache, new)))
   return cache, type(cache)(*(read(c, layer) for c in cache))

@@ -1,7 +1,7 @@
-"""What a model is: a tuple of layers, each a pair of types; equal neighbours run as one scanned stack.
+"""What a model is: a tuple of layers, each a pair of types; equal neighbours run as one stack.
 
-Alternatives are types (`MLA | GQA`, `Dense | MoE`), dispatched once in block.py. Widths that follow from the input
-(embed) are not repeated here.
+Alternatives are types (`MLA | GQA`, `Dense | MoE`), dispatched once in block.py. Widths that follow
+from the input (embed) are not repeated here.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """Rotary embedding; `interleaved` pairs dimensions (0,1), (2,3), … as V3 does, else (0, P/2), (1, P/2+1), …"""
+  """Rotary embedding; `interleaved` pairs dimensions (0,1), (2,3), … as V3 does, else (i, i+P/2)."""
 
   theta: float = 10_000.0
   interleaved: bool = True
@@ -31,7 +31,7 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class MLA:
-  """Multi-head latent attention: heads of nope + rope query/key and `value` width over low-rank latents."""
+  """Multi-head latent attention: heads of nope + rope and `value` width over low-rank latents."""
 
   heads: int
   nope: int
@@ -74,7 +74,8 @@ class Dense:
 class MoE:
   """Shared and routed experts of width `ffw`; the V3 router.
 
-  Of `groups` groups of experts the best `active_groups` are open to a token, of their experts the best `active`.
+  Of `groups` groups of experts the best `active_groups` are open to a token, of their experts the
+  best `active` compute it.
   """
 
   ffw: int
@@ -107,7 +108,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The whole model. `mtp` holds one layer a multi-token-prediction depth; `dtype` is what activations are kept in."""
+  """The whole model: `mtp` is a layer for each prediction depth, `dtype` that of activations."""
 
   vocab: int
   embed: int
@@ -126,14 +127,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """`repeats` times the same period of layers, stacked and scanned; weights are named block0..block{p-1}."""
+  """`repeats` times the same period of layers, stacked; weights are named block0..block{p-1}."""
 
   period: tuple[Layer, ...]
   repeats: int
 
 
 def runs(layers: tuple[Layer, ...], longest: int = 8) -> tuple[Run, ...]:
-  """Layers as runs: from the left, the period (shortest first) that covers the most layers by repetition.
+  """Layers as runs: from the left, the period (shortest first) that repeats over the most layers.
 
   Three dense and 58 expert layers are two runs; (local ×5, global) ×8 is one run of period six.
   """

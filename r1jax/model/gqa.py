@@ -1,6 +1,7 @@
-"""Grouped-query attention (arXiv 2305.13245) with rotary embedding, as Llama 3, Qwen 2.5, Qwen 3 and Mistral use it.
+"""Grouped-query attention (arXiv 2305.13245) with rotary embedding: Llama 3, Qwen, Mistral.
 
-q, k, v = x W_q, x W_k, x W_v (+ b);   q, k = rotate(norm(q)), rotate(norm(k));   y = attention(q, k, v) W_o
+q, k, v = x W_q, x W_k, x W_v (+ b)
+q, k = rotate(norm(q)), rotate(norm(k));   y = attention(q, k, v) W_o
 """
 
 import functools

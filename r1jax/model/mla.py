@@ -1,12 +1,13 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434; V3, 2412.19437).
 
-    c_q = norm(x W_qdown)                 q = c_q W_qup = [q_nope; rotate(q_rope)]       (or q = x W_q)
-    [c_kv; k_rope] = x W_kvdown           c_kv = norm(c_kv), k_rope = rotate(k_rope), shared by all heads
+    c_q = norm(x W_qdown)          q = c_q W_qup = [q_nope; rotate(q_rope)]       (or q = x W_q)
+    [c_kv; k_rope] = x W_kvdown    c_kv = norm(c_kv), k_rope = rotate(k_rope), one for all heads
     k = [c_kv W_kup; k_rope],  v = c_kv W_vup,   o = softmax(q kᵀ · scale) v,   y = o W_o
 
-Two executions of one parameter set. *Expanded* makes keys and values (training, prefill): 2·B·N·L·M·(H+P+V) flops.
-*Absorbed* moves W_kup into the query and W_vup behind the sum (decode): q_nope W_kupᵀ meets the latents themselves,
-2·B·N·L·M·(2R+P) flops but only R+P numbers a token are read.
+Two executions of one parameter set. *Expanded* makes keys and values (training, prefill):
+2·B·N·L·M·(H+P+V) flops. *Absorbed* moves W_kup into the query and W_vup behind the sum (decode):
+q_nope W_kupᵀ meets the latents themselves, 2·B·N·L·M·(2R+P) flops but only R+P numbers a token are
+read, and the cache is read where it lies, without joining its two parts.
 """
 
 import functools
@@ -16,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.kernels.attention import attention
+from r1jax.kernels.attention import attention, latent_attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
 from r1jax.model import masks
@@ -33,33 +34,40 @@ class Query(NamedTuple):
   rope_BLNP: jax.Array
 
 
-class Memory(NamedTuple):
-  """Per token: the normed latent and the rotated key that all heads share. What the cache holds."""
-
-  latent_BMR: jax.Array
-  rope_BMP: jax.Array
-
-
 def expanded(
-  q: Query, m: Memory, mask_BLM: jax.Array, k_up_RNH: jax.Array, v_up_RNV: jax.Array, scale: float
+  q: Query,
+  kv_BMC: jax.Array,
+  mask_BLM: jax.Array,
+  k_up_RNH: jax.Array,
+  v_up_RNV: jax.Array,
+  scale: float,
 ) -> jax.Array:
-  """Attention with keys and values made from the latents."""
-  k_BMNH = matmul('BMR,RNH->BMNH', m.latent_BMR, k_up_RNH)
-  v_BMNV = matmul('BMR,RNV->BMNV', m.latent_BMR, v_up_RNV)
-  rope_BMNP = jnp.broadcast_to(m.rope_BMP[:, :, None], (*k_BMNH.shape[:3], m.rope_BMP.shape[-1]))
+  """Attention with keys and values made from the latents; kv_BMC is [latent; rotated key]."""
+  latent_BMR, rope_BMP = jnp.split(kv_BMC, [k_up_RNH.shape[0]], -1)
+  k_BMNH = matmul('BMR,RNH->BMNH', latent_BMR, k_up_RNH)
+  v_BMNV = matmul('BMR,RNV->BMNV', latent_BMR, v_up_RNV)
+  rope_BMNP = jnp.broadcast_to(rope_BMP[:, :, None], (*k_BMNH.shape[:3], rope_BMP.shape[-1]))
   keys = jnp.concatenate([k_BMNH, rope_BMNP], -1)
   return attention(jnp.concatenate(q, -1), keys, v_BMNV, mask_BLM, scale)
 
 
 def absorbed(
-  q: Query, m: Memory, mask_BLM: jax.Array, k_up_RNH: jax.Array, v_up_RNV: jax.Array, scale: float
+  q: Query,
+  kv_BMC: jax.Array,
+  mask_BLM: jax.Array,
+  k_up_RNH: jax.Array,
+  v_up_RNV: jax.Array,
+  scale: float,
 ) -> jax.Array:
-  """The same numbers with the latents as the one shared key-value head."""
+  """The same numbers with the latents as the one shared key-value head.
+
+  The memory serves as key and value alike, uncopied; the value's last P columns are computed and dropped.
+  """
   q_BLNR = matmul('BLNH,RNH->BLNR', q.nope_BLNH, k_up_RNH)
-  keys = jnp.concatenate([m.latent_BMR, m.rope_BMP], -1)[:, :, None]
+  shared_BM1C = kv_BMC[:, :, None]
   queries = jnp.concatenate([q_BLNR, q.rope_BLNP], -1)
-  o_BLNR = attention(queries, keys, m.latent_BMR[:, :, None], mask_BLM, scale)
-  return matmul('BLNR,RNV->BLNV', o_BLNR, v_up_RNV)
+  o_BLNC = attention(queries, shared_BM1C, shared_BM1C, mask_BLM, scale)
+  return matmul('BLNR,RNV->BLNV', o_BLNC[..., : k_up_RNH.shape[0]], v_up_RNV)
 
 
 class LatentAttention(nn.Module):
@@ -87,17 +95,17 @@ class LatentAttention(nn.Module):
     k_up = w('k_up', (c.kv_latent, c.heads, c.nope), ('latent', 'heads', 'head'))
     v_up = w('v_up', (c.kv_latent, c.heads, c.value), ('latent', 'heads', 'head'))
     scale = softmax_scale(c.rotary, c.nope + c.rope)
-    memory = Memory(latent, k_rope)
+    kv_BMC = jnp.concatenate([latent, k_rope], -1)
     if cache is None:
       mask_BLM = masks.within(place.positions_BL, place.segments_BL)
-      o_BLNV = expanded(q, memory, mask_BLM, k_up, v_up, scale)
+      o_BLNV = expanded(q, kv_BMC, mask_BLM, k_up, v_up, scale)
     else:
       cache, held = caches.update(
-        cache, place.layer, place.positions_BL, caches.LatentCache(*memory)
+        cache, place.layer, place.positions_BL, caches.LatentCache(kv_BMC)
       )
-      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, held[0].shape[1])
+      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, held.kv_nBMC.shape[1])
       execution = absorbed if x_BLD.shape[1] == 1 else expanded
-      o_BLNV = execution(q, Memory(*held), mask_BLM, k_up, v_up, scale)
+      o_BLNV = execution(q, held.kv_nBMC, mask_BLM, k_up, v_up, scale)
     return matmul(
       'BLNV,NVD->BLD', o_BLNV, w('out', (c.heads, c.value, D), ('heads', 'head', 'embed'))
     ), cache

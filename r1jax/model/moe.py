@@ -1,10 +1,11 @@
-"""Mixture of experts: shared experts for every token, routed ones by the router. No token is dropped.
+"""Mixture of experts: shared ones for every token, routed ones by the router; dropless.
 
     y = swiglu_shared(x) + Σ_a gate_a · swiglu_{expert_a}(x)          6·T·D·F·(shared + A) flops
 
-On a mesh the routed part runs in shard_map: tokens are all-gathered over `expert`, each device computes its own
-experts' share (weights gathered over `fsdp`, partial over `tensor`), and the sum is scattered back to the tokens'
-owners. Traffic a layer and device: (expert − 1)/expert · T·D numbers in and out.
+On a mesh the routed part runs in shard_map: tokens are all-gathered over `expert`, each device
+computes its own experts' share (weights gathered over `fsdp`, partial over `tensor`), and the sum
+is scattered back to the tokens' owners. Traffic a layer and device: (expert − 1)/expert · T·D
+numbers in and out.
 """
 
 import functools
@@ -94,7 +95,7 @@ class Router(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-  """Shared plus routed experts; expert ids come from the router, or from `routes_BLA` when they are replayed."""
+  """Shared plus routed experts; ids come from the router, or from `routes_BLA` in a replay."""
 
   cfg: MoE
 

@@ -1,4 +1,4 @@
-"""Named models. `tiny_*` train on two CPU cores; `deepseek_v3` is the 671B model of arXiv 2412.19437."""
+"""Named models. `tiny_*` train on two CPU cores; `deepseek_v3` is the one of arXiv 2412.19437."""
 
 from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Rope, Yarn
 
@@ -6,7 +6,10 @@ TINY_VOCAB = 265  # bytes and special tokens (tokenizers/byte.py)
 
 
 def tiny_r1(layers: int = 4) -> ModelConfig:
-  """Latent attention, one dense layer, then 8 experts top-2 with a shared one, one prediction module; 1.6M parameters."""
+  """Latent attention; a dense layer, then 8 experts top-2 and a shared one; 1.6M parameters.
+
+  One prediction module beside.
+  """
   mla = MLA(heads=4, nope=16, rope=16, value=32, kv_latent=64, q_latent=64, std=0.05)
   moe = MoE(ffw=96, experts=8, active=2, shared=1, groups=4, active_groups=2, scale=1.0, std=0.05)
   sparse = Layer(mla, moe)
@@ -34,7 +37,7 @@ def tiny_moe16(active: int = 2) -> ModelConfig:
 
 
 def deepseek_v3() -> ModelConfig:
-  """61 layers (3 dense), 256 routed experts top-8 in 8 groups of which 4, one prediction module: 671B, 37B active."""
+  """671B parameters, 37B active: 61 layers (3 dense), 256 experts top-8 in 4 of 8 groups."""
   mla = MLA(
     128, nope=128, rope=64, value=128, kv_latent=512, q_latent=1536, rotary=Rope(yarn=Yarn())
   )

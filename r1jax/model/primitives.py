@@ -26,8 +26,8 @@ def weight(
 ) -> jax.Array:
   """Declares a parameter: shape, logical axes, initializer (normal with the config's std), fp32.
 
-  The only caller of `self.param`. The stored leaf may be of any leaf type that has a logical shape; that shape is
-  checked here because Linen checks only the first array of a composite leaf.
+  The only caller of `self.param`. The stored leaf may be of any leaf type that has a logical shape;
+  that shape is checked here because Linen checks only the first array of a composite leaf.
   """
   init = init or nn.initializers.normal(module.cfg.std)
   leaf = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)

@@ -1,12 +1,12 @@
 """Rotary position embedding and YaRN.
 
-    rotate(x, p)[2i], [2i+1] = x[2i] cos(p ω_i) − x[2i+1] sin(p ω_i),  x[2i] sin(p ω_i) + x[2i+1] cos(p ω_i)
-    ω_i = θ^(−2i/P)
+    rotate(x, p)[2i]   = x[2i] cos(p ω_i) − x[2i+1] sin(p ω_i)
+    rotate(x, p)[2i+1] = x[2i] sin(p ω_i) + x[2i+1] cos(p ω_i),      ω_i = θ^(−2i/P)
 
-YaRN (arXiv 2309.00071, as in DeepSeek-V3's reference inference code): only where the context exceeds the original
-length; slow frequencies are divided by the factor, fast ones kept, with a linear ramp between the dimensions that
-turn β_fast and β_slow times over the original length. cos and sin are not scaled; the softmax scale is multiplied by
-mscale², mscale = 0.1 · ln(factor) + 1.
+YaRN (arXiv 2309.00071, as in DeepSeek-V3's reference inference code): only where the context
+exceeds the original length; slow frequencies are divided by the factor, fast ones kept, with a
+linear ramp between the dimensions that turn β_fast and β_slow times over the original length. cos
+and sin are not scaled; the softmax scale is multiplied by mscale², mscale = 0.1 · ln(factor) + 1.
 """
 
 import math

@@ -5,8 +5,9 @@
     group score = sum of its two best s+b   closed groups are −inf, not 0: s + b may be negative
     gate = s[chosen] / Σ s[chosen] · scale  (softmax scores are not renormalized)
 
-Sequence-wise balance: Σ_i f_i P_i a sequence, f_i = E/(A T) Σ_t 1[i ∈ TopA(s_t)], P_i = mean_t s_ti / Σ_j s_tj;
-1 where load is even. The bias moves outside the gradient (optim/balance.py).
+Sequence-wise balance: Σ_i f_i P_i a sequence, f_i = E/(A T) Σ_t 1[i ∈ TopA(s_t)],
+P_i = mean_t s_ti / Σ_j s_tj; 1 where load is even. The bias moves outside the gradient
+(optim/balance.py).
 """
 
 import jax
@@ -50,9 +51,10 @@ def load(ids_BLA: jax.Array, valid_BL: jax.Array, experts: int) -> jax.Array:
 
 
 def balance(s_BLE: jax.Array, segments_BL: jax.Array, cfg: MoE) -> Term:
-  """Σ over sequences of Σ_i f_i P_i, and the number of sequences; each packed segment is a sequence.
+  """Σ over sequences of Σ_i f_i P_i, and the number of sequences; each packed segment is one.
 
-  Sums per segment are scattered to the segment's number within its row, so no bound on segments is needed.
+  Sums per segment are scattered to the segment's number within its row, so no bound on segments is
+  needed.
   """
   chosen_BLA = jax.lax.top_k(jax.lax.stop_gradient(s_BLE), cfg.active)[1]
   chosen_BLE = jax.nn.one_hot(chosen_BLA, cfg.experts, dtype=jnp.float32).sum(-2)

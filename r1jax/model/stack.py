@@ -1,7 +1,8 @@
 """A run of equal layers as one scan over stacked weights: compile time does not grow with depth.
 
-The stacked cache travels in the carry and is updated in place by layer index; as a scanned input and output it would
-be copied each step. Routes, load and balance terms are scanned outputs with a leading layer axis.
+The stacked cache travels in the carry and is updated in place by layer index; as a scanned input
+and output it would be copied each step. Routes, load and balance terms are scanned outputs with a
+leading layer axis.
 """
 
 import flax.linen as nn

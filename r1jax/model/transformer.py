@@ -1,7 +1,7 @@
 """The whole decoder: embedding, runs of layers, final norm; prediction modules beside it.
 
-The head is not applied here: training scores targets with the fused head (kernels/logprob), sampling asks `logits`
-for the last position only, and [B, T, V] never exists.
+The head is not applied here: training scores targets with the fused head (kernels/logprob),
+sampling asks `logits` for the last position only, and [B, T, V] never exists.
 """
 
 import functools
@@ -20,7 +20,7 @@ from r1jax.sharding.rules import constrain
 
 
 class Inputs(NamedTuple):
-  """One batch for the model. Everything comes shifted from the data pipeline; `ahead[d]` is tokens d+1 positions on."""
+  """One batch, shifted by the data pipeline; `ahead[d]` is the tokens d+1 positions on."""
 
   tokens_BL: jax.Array
   positions_BL: jax.Array
@@ -29,9 +29,10 @@ class Inputs(NamedTuple):
 
 
 class Output(NamedTuple):
-  """x for the head, the same of each prediction depth, what the caches became, and what the routers did.
+  """x for the head and of each prediction depth, what caches became, what the routers did.
 
-  routes[run][block] is [n, B, L, A] or None; load maps a router bias' path to [n, E] (or [E]) token counts.
+  routes[run][block] is [n, B, L, A] or None; load maps a router bias' path to [n, E] (or [E]) token
+  counts.
   """
 
   x_BLD: jax.Array

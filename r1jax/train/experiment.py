@@ -29,7 +29,10 @@ class Verifier:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Stages run in order, each followed by an evaluation on held-out problems."""
+  """Stages run in order, each followed by an evaluation on held-out problems.
+
+  init: a checkpoint whose parameters the first stage starts from; None: fresh ones from the seed.
+  """
 
   name: str
   model: ModelConfig
@@ -38,6 +41,7 @@ class Experiment:
   evaluation: Evaluation = Evaluation()
   tokenizer: TokenizerSpec = Byte()
   seed: int = 0
+  init: str | None = None
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()
   verifier: Verifier = Verifier()

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from r1jax.checkpoint.store import Store, resolve
 from r1jax.core import config
 from r1jax.core.errors import UserError
 from r1jax.eval import report
@@ -28,43 +29,48 @@ from r1jax.train.supervised import SFT
 SHOWN = ('loss', 'reward', 'length')
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Point:
-  """Where a run is: the state, the stage that comes next or is under way, steps done in it, figures so far."""
+  """Where a run is: in which stage, how many steps of it are done, figures so far; no state: at its end."""
 
+  stage: int
+  step: int
   state: State | None
-  stage: int = 0
-  step: int = 0
-  evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  evaluations: list[dict[str, Any]]
 
 
 def train(exp: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
   """Runs an experiment to its end and returns the summary that it writes."""
   with open_run(exp, workdir) as run:
-    point = resume(run)
-    params = (
-      states.init_params(run.model, exp.seed, run.mesh, inputs(exp))
-      if point.state is None
-      else None
-    )
-    for number in range(point.stage, len(exp.stages)):
-      stage = exp.stages[number]
-      if point.state is None:
-        optimizer = optim.make(stage.optimizer, params)
-        point = Point(
-          states.fresh(params, optimizer, run.mesh, exp.first_step(number)),
-          number,
-          0,
-          point.evaluations,
-        )
-      point = run_stage(run, stage, point)
-      params, point.state = point.state.params, None
+    point = begin(run) if run.store.latest() is None else resume(run)
+    while point.state is not None:
+      point = run_stage(run, point)
     return finish(run, point.evaluations)
 
 
-def run_stage(run: Run, stage: SFT | RL, point: Point) -> Point:
+def begin(run: Run) -> Point:
+  """The first stage, from fresh parameters or those of another checkpoint."""
+  if run.exp.init is None:
+    return enter(run, 0, states.init_params(run.model, run.exp.seed, run.mesh, inputs(run.exp)), [])
+  directory, step = resolve(run.exp.init)
+  boxed = place.abstract(run.model, inputs(run.exp))
+  wanted = {'params': place.templates(run.mesh, boxed)}
+  return enter(run, 0, Store(directory).restore(wanted, step, partial=True)['params'], [])
+
+
+def enter(run: Run, stage: int, params: Any, evaluations: list[dict[str, Any]]) -> Point:
+  """The start of a stage: its own optimizer around the parameters so far."""
+  if stage == len(run.exp.stages):
+    return Point(stage, 0, None, evaluations)
+  optimizer = optim.make(run.exp.stages[stage].optimizer, params)
+  state = states.fresh(params, optimizer, run.mesh, run.exp.first_step(stage))
+  return Point(stage, 0, state, evaluations)
+
+
+def run_stage(run: Run, point: Point) -> Point:
   """The rest of one stage, its evaluation and its checkpoint."""
   number, every = point.stage, run.exp.checkpoint.every
+  stage = run.exp.stages[number]
   with Progress(stage.name, stage.steps, start=point.step) as progress:
     run.progress = progress
 
@@ -88,7 +94,7 @@ def run_stage(run: Run, stage: SFT | RL, point: Point) -> Point:
     figures = run.evaluate(state.params, f'after {stage.name.upper()}', stage.steps)
     evaluations = [*point.evaluations, figures | {'stage': stage.name}]
     run.save(state, number + 1, 0, evaluations)
-  return Point(state, number + 1, 0, evaluations)
+  return enter(run, number + 1, state.params, evaluations)
 
 
 def template(run: Run, stage: SFT | RL, reference: bool) -> State:
@@ -103,9 +109,7 @@ def template(run: Run, stage: SFT | RL, reference: bool) -> State:
 
 
 def resume(run: Run) -> Point:
-  """The newest checkpoint of the workdir, or the beginning."""
-  if run.store.latest() is None:
-    return Point(None)
+  """The newest checkpoint of the workdir: in the middle of a stage, or between two."""
   meta = run.store.meta()
   saved = config.from_dict(Experiment, meta['experiment'])
   if saved != run.exp:
@@ -115,18 +119,15 @@ def resume(run: Run) -> Point:
     )
   number, step = meta['stage'], meta['step']
   if number == len(run.exp.stages):
-    return Point(None, number, 0, meta['evaluations'])
-  written = run.exp.stages[
-    number if step else number - 1
-  ]  # a finished stage's state has its own optimizer
+    return Point(number, 0, None, meta['evaluations'])
+  # A finished stage's state has that stage's optimizer.
+  written = run.exp.stages[number if step else number - 1]
   reference = isinstance(written, RL) and written.algorithm.beta > 0
   state = run.store.restore(template(run, written, reference))
   run.progress.note(f'resuming at {run.exp.stages[number].name} step {step}')
-  if step:
-    return Point(state, number, step, meta['evaluations'])
-  optimizer = optim.make(run.exp.stages[number].optimizer, state.params)
-  fresh = states.fresh(state.params, optimizer, run.mesh, run.exp.first_step(number))
-  return Point(fresh, number, 0, meta['evaluations'])
+  if step == 0:
+    return enter(run, number, state.params, meta['evaluations'])
+  return Point(number, step, state, meta['evaluations'])
 
 
 def first_difference(a: Any, b: Any, path: str = 'config') -> str:

@@ -154,9 +154,18 @@ def test_datasets_without_a_single_answer():
     (Gym(options=(('min_terms', 'x'),)), 'does not take'),
     (Gym(style='bold'), "no style 'bold'"),
     (Gym('countdown', style='bare'), "use 'plain' for countdown"),
+    (Gym('codeio'), 'codeio ignores its seed'),
     (Gym(threshold=0.0), 'expected a score in'),
   ],
 )
 def test_errors(spec, message):
   with pytest.raises(UserError, match=message):
     GymTask(spec)
+
+
+def test_datasets_that_depend_on_the_hash_seed_need_a_fixed_one(monkeypatch):
+  monkeypatch.delenv('PYTHONHASHSEED', raising=False)
+  with pytest.raises(UserError, match='set PYTHONHASHSEED=0'):
+    GymTask(Gym('ransom_note'))
+  monkeypatch.setenv('PYTHONHASHSEED', '0')
+  assert len(GymTask(Gym('ransom_note')).examples('rl', 0, 3)) == 3

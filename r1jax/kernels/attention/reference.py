@@ -16,8 +16,24 @@ def attention(
   return rearrange(o_BLKGV, 'B L K G V -> B L (K G) V')
 
 
+def latent_attention(
+  q_BLNR: jax.Array,
+  q_BLNP: jax.Array,
+  latent_BMR: jax.Array,
+  rope_BMP: jax.Array,
+  mask_BLM: jax.Array,
+  scale: float,
+) -> jax.Array:
+  """softmax(scale · (q latentᵀ + q_rope ropeᵀ)) latent, with the same rule for empty rows."""
+  f32 = jnp.float32
+  s_BNLM = jnp.einsum('BLNR,BMR->BNLM', q_BLNR, latent_BMR, preferred_element_type=f32)
+  s_BNLM += jnp.einsum('BLNP,BMP->BNLM', q_BLNP, rope_BMP, preferred_element_type=f32)
+  p_BNLM = masked_softmax(s_BNLM * scale, mask_BLM[:, None])
+  return jnp.einsum('BNLM,BMR->BLNR', p_BNLM.astype(latent_BMR.dtype), latent_BMR)
+
+
 def masked_softmax(s: jax.Array, mask: jax.Array) -> jax.Array:
-  """softmax over the last axis where mask holds, zero elsewhere; all zero (not NaN) where nothing is visible."""
+  """softmax over the last axis where mask holds, else zero; nothing visible: all zero, not NaN."""
   low = jnp.finfo(s.dtype).min
   s = jnp.where(mask, s, low)
   p = jnp.exp(s - jax.lax.stop_gradient(s.max(-1, keepdims=True))) * mask

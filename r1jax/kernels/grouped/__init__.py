@@ -5,11 +5,13 @@
 `arrange` sorts rows by expert once, the matmuls of one layer share it:
 
 - `ragged`: rows sorted by expert, `jax.lax.ragged_dot`. For accelerators.
-- `blocks`: each expert's rows padded to whole blocks, one batched matmul with the block's expert gathered. For CPU,
-  where ragged_dot is dense and masked (`shared/platform.md`: 34 times slower at 64 experts).
-- `reference`: every row with every expert, then one is taken. The specification, and the oracle in tests.
+- `blocks`: each expert's rows padded to whole blocks, one batched matmul with the block's expert
+  gathered. For CPU, where ragged_dot is dense and masked (34 times slower at 64 experts).
+- `reference`: every row with every expert, then one is taken. The specification, and the oracle
+  in tests.
 
-Rows whose expert id is E (padding, experts of other devices) are not computed; they come back as zeros.
+Rows whose expert id is E (padding, experts of other devices) are not computed; they come back as
+zeros.
 """
 
 import math
@@ -35,7 +37,10 @@ class Groups(NamedTuple):
 
 
 def block_rows(rows: int, experts: int) -> int:
-  """Rows a block: about a quarter of an expert's even share, so that padding stays below a fifth; 16 to 256."""
+  """Rows a block: about a quarter of an expert's even share, within 16 to 256.
+
+  Padding then stays below a fifth of the rows on average.
+  """
   return min(256, max(16, 2 ** round(math.log2(max(1, rows / (4 * experts))))))
 
 
@@ -72,7 +77,8 @@ def arrange(expert_R: jax.Array, experts: int, implementation: str | None = None
 def gather_rows(x_TD: jax.Array, groups: Groups) -> jax.Array:
   """Tokens into the buffer: slot s holds the token of row row_S[s], zeros where there is none.
 
-  The gradient is again a gather (each row has one slot) instead of the scatter that autodiff would write.
+  The gradient is again a gather (each row has one slot) instead of the scatter that autodiff would
+  write.
   """
   active = groups.slot_R.shape[0] // x_TD.shape[0]
   return jnp.take(x_TD, groups.row_S // active, axis=0, mode='fill', fill_value=0)

@@ -1,4 +1,4 @@
-"""Grouped matmul, as a specification: y_s = x_s · w[expert_s], by computing every expert for every row."""
+"""Grouped matmul, as a specification: y_s = x_s · w[expert_s], every expert for every row."""
 
 import jax
 import jax.numpy as jnp

@@ -3,10 +3,11 @@
     logp_t = z_t[y_t] − logsumexp z_t,   z = truncate(x W / temperature)
     entropy_t = logsumexp z_t − Σ_v p_tv z_tv
 
-Tokens go through in chunks; each chunk's logits live only while it is computed, and again when its gradient is
-(recomputed, not kept). Memory: chunk·V fp32 in place of B·T·V; flops: 2·T·D·V forward, three times that again with
-the gradient. Temperature, top-k and top-p are the sampler's own, so that a trainer scores the distribution that was
-sampled from. The gradient treats the kept set as constant.
+Tokens go through in chunks; each chunk's logits live only while it is computed, and again when its
+gradient is (recomputed, not kept). Memory: chunk·V fp32 in place of B·T·V; flops: 2·T·D·V forward,
+three times that again with the gradient. Temperature, top-k and top-p are the sampler's own, so
+that a trainer scores the distribution that was sampled from. The gradient treats the kept set as
+constant.
 """
 
 from typing import NamedTuple
@@ -31,7 +32,7 @@ def logprobs(
   sampling: Sampling = Sampling(),
   chunk: int = 1024,
 ) -> LogProbs:
-  """Log-probability of each target under softmax(x W / temperature), truncated as the sampler truncates."""
+  """Log-probability of each target under softmax(x W / temperature), truncated as in sampling."""
   D = x_BLD.shape[-1]
   tokens = targets_BL.size
   chunk = min(chunk, tokens)
@@ -52,7 +53,7 @@ def logprobs(
 
 
 def score(logits_CV: jax.Array, targets_C: jax.Array, sampling: Sampling) -> LogProbs:
-  """LogProbs of targets under truncated, tempered logits; −inf for a target outside the kept set."""
+  """LogProbs of targets under truncated, tempered logits; −inf outside the kept set."""
   z_CV = truncate(logits_CV, sampling)
   lse_C = jax.nn.logsumexp(z_CV, axis=-1)
   picked_C = jnp.take_along_axis(z_CV, targets_C[:, None], axis=-1)[:, 0]

@@ -1,4 +1,7 @@
-"""The distribution that is sampled from: temperature, then top-k, then top-p. One function for sampler and trainer."""
+"""The distribution that is sampled from: temperature, then top-k, then top-p.
+
+One function for sampler and trainer. Cost: a sort of V numbers a token where top-p is on.
+"""
 
 import dataclasses
 
@@ -22,9 +25,9 @@ class Sampling:
 def truncate(logits_CV: jax.Array, sampling: Sampling) -> jax.Array:
   """Tempered logits, −inf outside the kept set.
 
-  top-k keeps the k largest and everything equal to the k-th; top-p keeps the smallest set of most likely tokens whose
-  mass reaches p (the token that crosses p is kept). Greedy (temperature 0) scores as temperature 1: an argmax has no
-  density.
+  top-k keeps the k largest and everything equal to the k-th; top-p keeps the smallest set of most
+  likely tokens whose mass reaches p (the token that crosses p is kept). Greedy (temperature 0)
+  scores as temperature 1: an argmax has no density.
   """
   z_CV = logits_CV / (sampling.temperature or 1.0)
   if 0 < sampling.top_k < z_CV.shape[-1]:

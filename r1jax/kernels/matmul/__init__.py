@@ -1,7 +1,7 @@
 """The only einsum that touches a weight: it dispatches on the leaf's type.
 
-Weights are kept in their own dtype (fp32 masters) and computed with in the activation's. Cost: as the einsum,
-2·(product of all letters) flops.
+Weights are kept in their own dtype (fp32 masters) and computed with in the activation's. Cost: as
+the einsum, 2·(product of all letters) flops.
 """
 
 import jax
