@@ -1,8 +1,10 @@
-"""The quickstart's control: no RL; SFT goes on with the same worked solutions for the RL stage's compute.
+r"""The quickstart's control: no RL; SFT goes on with the same solutions for RL's compute.
 
-  python -m r1jax.bin.train --config=configs/quickstart_control.py --workdir=runs/control --config.init=runs/quickstart/checkpoints/400
+  python -m r1jax.bin.train --config=configs/quickstart_control.py --workdir=runs/control \
+    --config.init=runs/quickstart/checkpoints/450
 
-tests/benchmarks/quickstart.py runs it for each seed, with the number of steps that it computes. Needs: as the quickstart.
+tests/benchmarks/quickstart.py runs it for each seed, with the number of steps that it computes.
+Needs: as the quickstart.
 """
 
 import dataclasses
@@ -20,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
   exp = from_dict(Experiment, quickstart.get_config())
   sft, _ = exp.stages
   steps = 2000
-  optimizer = dataclasses.replace(sft.optimizer, schedule=Cosine(1e-3, 1e-4, steps=steps, warmup=50))
+  optimizer = dataclasses.replace(
+    sft.optimizer, schedule=Cosine(2e-3, 2e-4, steps=steps, warmup=50)
+  )
   more = dataclasses.replace(sft, name='sft_more', steps=steps, optimizer=optimizer)
   return to_dict(dataclasses.replace(exp, name='quickstart control', stages=(more,)))

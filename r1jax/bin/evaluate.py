@@ -1,4 +1,7 @@
-"""Evaluates a checkpoint on held-out problems: python -m r1jax.bin.evaluate --checkpoint=runs/quickstart"""
+"""Evaluates a checkpoint on held-out problems.
+
+python -m r1jax.bin.evaluate --checkpoint=runs/quickstart
+"""
 
 import json
 import pathlib
@@ -8,7 +11,9 @@ from absl import logging
 
 from r1jax.bin import flags
 
-CHECKPOINT = absl_flags.DEFINE_string('checkpoint', None, 'A workdir, its checkpoints folder, or one step of it.', required=True)  # fmt: skip
+CHECKPOINT = absl_flags.DEFINE_string(
+  'checkpoint', None, 'A workdir, its checkpoints folder, or one step of it.', required=True
+)
 OUT = absl_flags.DEFINE_string(
   'out', None, 'File for the figures as JSON; printed only if not given.'
 )
@@ -16,7 +21,7 @@ SHOW = absl_flags.DEFINE_integer('show', 3, 'Transcripts to print.')
 
 
 def main(overrides: flags.Overrides) -> None:
-  """Restores, evaluates, prints the table and a few transcripts. --config.evaluation.… overrides apply."""
+  """Restores, evaluates, prints the table and transcripts; --config.… overrides apply."""
   from r1jax.core import files
   from r1jax.eval import report
   from r1jax.train import restored

@@ -1,11 +1,16 @@
-"""Completes prompts: python -m r1jax.bin.generate --checkpoint=runs/quickstart --prompt='4 + 3 - 2'"""
+"""Completes prompts.
+
+python -m r1jax.bin.generate --checkpoint=runs/quickstart --prompt='4 + 3 - 2'
+"""
 
 from absl import flags as absl_flags
 from absl import logging
 
 from r1jax.bin import flags
 
-CHECKPOINT = absl_flags.DEFINE_string('checkpoint', None, 'A workdir, its checkpoints folder, or one step of it.', required=True)  # fmt: skip
+CHECKPOINT = absl_flags.DEFINE_string(
+  'checkpoint', None, 'A workdir, its checkpoints folder, or one step of it.', required=True
+)
 PROMPT = absl_flags.DEFINE_multi_string(
   'prompt', None, 'A question; may be given several times.', required=True
 )

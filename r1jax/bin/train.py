@@ -1,4 +1,9 @@
-"""Trains: python -m r1jax.bin.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.PATH=VALUE …]"""
+"""Trains.
+
+    python -m r1jax.bin.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+--config.PATH=VALUE overrides a field of the config.
+"""
 
 import pathlib
 
@@ -8,7 +13,11 @@ from absl import logging
 from r1jax.bin import flags
 
 CONFIG = flags.define_config('configs/quickstart.py')
-WORKDIR = absl_flags.DEFINE_string('workdir', 'runs/quickstart', 'Folder for checkpoints, metrics and the report; started again, the run goes on.')  # fmt: skip
+WORKDIR = absl_flags.DEFINE_string(
+  'workdir',
+  'runs/quickstart',
+  'Folder for checkpoints, metrics and the report; started again, the run goes on.',
+)
 
 
 def main(overrides: flags.Overrides) -> None:
@@ -21,13 +30,15 @@ def main(overrides: flags.Overrides) -> None:
   logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(WORKDIR.value)
   print(
-    f'{exp.name}: seed {exp.seed}, stages {", ".join(s.name for s in exp.stages)}, workdir {workdir}',
+    f'{exp.name}: seed {exp.seed}, stages {", ".join(s.name for s in exp.stages)}, '
+    f'workdir {workdir}',
     flush=True,
   )
   summary = train(exp, workdir)
   print('\n' + report.table(summary['evaluations']))
   print(
-    f'\n{workdir}/summary.json, {workdir}/report.png, {workdir}/metrics.jsonl, {workdir}/tb (TensorBoard)'
+    f'\n{workdir}/summary.json, {workdir}/report.png, {workdir}/metrics.jsonl, '
+    f'{workdir}/tb (TensorBoard)'
   )
 
 

@@ -1,7 +1,8 @@
 """Random keys by name, so that numbers do not depend on batching, order or the number of devices.
 
-Every draw comes from `fold(run, step, prompt, sample, position)`: a chain of `fold_in`s. Who asks for the
-number, in which batch, on which device, does not enter; a resumed run repeats the same numbers.
+Every draw comes from `fold(run, step, prompt, sample, position)`: a chain of `fold_in`s. Who asks
+for the number, in which batch, on which device, does not enter; a resumed run repeats the same
+numbers.
 """
 
 import jax

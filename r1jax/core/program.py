@@ -17,9 +17,10 @@ def silent(what: str) -> AbstractContextManager:
 
 
 class Program:
-  """Compiles `f` at its first call, inside `announce(what)`; a later call with other shapes is an error.
+  """Compiles `f` at its first call, inside `announce(what)`; other shapes later are an error.
 
-  Compiling ahead of the call keeps compile time out of step time, and a recompile cannot pass unseen.
+  Compiling ahead of the call keeps compile time out of step time, and a recompile cannot pass
+  unseen.
   """
 
   def __init__(self, what: str, f: Callable, announce: Announce = silent, **options: Any):

@@ -1,8 +1,9 @@
 """Model batches from rows of tokens. Every shift happens here, on the host, once.
 
-A row of tokens t_0..t_{n-1} gives inputs t_0..t_{n-2} and targets t_1..t_{n-1}; depth d of multi-token prediction sees
-the token d+1 ahead of the input (`ahead[d]`) and predicts the one behind it (`ahead_targets[d]`). Several rows may lie
-in one line of the batch as segments 1, 2, …; positions restart in each. 0 is padding. No shift crosses a segment.
+A row of tokens t_0..t_{n-1} gives inputs t_0..t_{n-2} and targets t_1..t_{n-1}; depth d of
+multi-token prediction sees the token d+1 ahead of the input (`ahead[d]`) and predicts the one
+behind it (`ahead_targets[d]`). Several rows may lie in one line of the batch as segments 1, 2, …;
+positions restart in each. 0 is padding. No shift crosses a segment.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """An endless, seeded stream of packed batches over a fixed set of rows.
 
-Each epoch is a fresh permutation that depends on (seed, epoch) alone. Lines are filled in order: a row that no longer
-fits opens the next line, so that nothing is split and nothing is lost.
+Each epoch is a fresh permutation that depends on (seed, epoch) alone. Lines are filled in order: a
+row that no longer fits opens the next line, so that nothing is split and nothing is lost.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def order(rows: Sequence[Row], seed: int) -> Iterator[Row]:
 
 
 def packed(rows: Sequence[Row], shape: Shape, seed: int) -> Iterator[Batch]:
-  """Batches for ever; a row longer than a line, or no row at all, is an error before the first one."""
+  """Batches for ever; a row longer than a line, or no row at all, is an error at once."""
   if not rows:
     raise UserError('no rows to train on: the task gave no worked solutions for split sft')
   longest = max(len(r.tokens) - 1 for r in rows)
@@ -39,6 +39,10 @@ def packed(rows: Sequence[Row], shape: Shape, seed: int) -> Iterator[Batch]:
     raise UserError(
       f'the longest row has {longest} inputs, a line holds {shape.length}: raise length'
     )
+  return _batches(rows, shape, seed)
+
+
+def _batches(rows: Sequence[Row], shape: Shape, seed: int) -> Iterator[Batch]:
   lines: list[list[Row]] = []
   line: list[Row] = []
   used = 0

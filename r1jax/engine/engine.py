@@ -1,6 +1,7 @@
 """The seam between generation and everything else: prompts and keys in, samples out.
 
-One compiled program for each (sampling, limit, shape); the caller's parameters are used as they lie, never copied.
+One compiled program for each (sampling, limit, shape); the caller's parameters are used as they
+lie, never copied.
 """
 
 import functools

@@ -1,8 +1,9 @@
 """Batched generation: prefill, then decode until every row has stopped.
 
-Row b's prompt fills slots 0..len_b−1 of its cache, its completion the slots after, so position and slot agree and
-rows of different lengths need no left padding. Prompt padding writes slots that decoding overwrites before anything
-sees them. The number drawn at a position depends on the row's key and the position alone.
+Row b's prompt fills slots 0..len_b−1 of its cache, its completion the slots after, so position and
+slot agree and rows of different lengths need no left padding. Prompt padding writes slots that
+decoding overwrites before anything sees them. The number drawn at a position depends on the row's
+key and the position alone.
 
 Cost of a decode step: 2 · active parameters · B flops, and one pass over the cache.
 """
@@ -22,7 +23,10 @@ from r1jax.model.transformer import Inputs, Transformer
 
 
 class Samples(NamedTuple):
-  """Completions, right-padded. `length_B` counts the stop token; `stopped_B` is False where the limit cut it."""
+  """Completions, right-padded.
+
+  `length_B` counts the stop token; `stopped_B` is False where the limit cut it.
+  """
 
   tokens_BT: jax.Array
   logp_BT: jax.Array
@@ -67,7 +71,7 @@ def decode(
   live_B: jax.Array,
   cache: tuple,
 ) -> tuple[jax.Array, tuple, tuple]:
-  """Logits after one more token a row, the cache, and its expert ids; rows that are not live are not routed."""
+  """Logits after one more token a row, the cache, its expert ids; only live rows are routed."""
   inputs = Inputs(token_B[:, None], position_B[:, None], live_B[:, None].astype(jnp.int32))
   out = Transformer(cfg).apply({'params': params}, inputs, cache)
   return transformer.logits(params, cfg, out.x_BLD[:, 0]), out.cache, out.routes
@@ -90,7 +94,7 @@ def generate(
   stops: tuple[int, ...],
   limit: int,
 ) -> Samples:
-  """Completes right-padded prompts with at most `limit` tokens each; ends early when all rows have stopped."""
+  """Completes right-padded prompts by at most `limit` tokens; ends when all rows have stopped."""
   B, P = prompts_BP.shape
   cache = caches.empty(cfg, B, P + limit)
   logits_BV, cache, prompt_routes = prefill(params, cfg, prompts_BP, lengths_B, cache)

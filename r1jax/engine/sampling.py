@@ -1,4 +1,4 @@
-"""One token a row from logits, with its log-probability under the distribution it was drawn from."""
+"""One token a row from logits, with its log-probability under the distribution it came from."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from r1jax.kernels.logprob.truncate import Sampling, truncate
 def sample(
   logits_BV: jax.Array, key_B: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array]:
-  """(token_B, logp_B); temperature 0 takes the most likely token and reports its temperature-1 log-probability."""
+  """(token_B, logp_B); temperature 0 takes the most likely token and scores it at temperature 1."""
   if sampling.temperature == 0:
     token_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
   else:

@@ -1,7 +1,7 @@
-"""Accuracy on held-out problems: pass@1 as the mean over samples, greedy beside it, and what the model wrote.
+"""Accuracy on held-out problems: pass@1 as the mean over samples, greedy, and what was written.
 
-Everything is seeded by the config and padded to fixed shapes: the same checkpoint gives the same figures in any
-process on the same machine.
+Everything is seeded by the config and padded to fixed shapes: the same checkpoint gives the same
+figures in any process on the same machine.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ from r1jax.core.errors import UserError
 from r1jax.engine.engine import Engine
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rewards.outcome import Outcome
-from r1jax.rollout.collect import Grader, Limits, sample, telemetry, texts
+from r1jax.rollout.collect import Grader, Limits, prompt_rows, sample, telemetry, texts
 from r1jax.tasks.task import Example, Task
 from r1jax.tokenizers.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """How to measure: `problems` of split eval, `samples` completions of each, in batches of `batch` problems."""
+  """How to measure: `samples` completions of `problems` held-out ones, `batch` at a time."""
 
   problems: int = 1024
   samples: int = 1
@@ -97,15 +97,23 @@ def run(
   return Scored(sums, correct, len(examples) * samples, shown[: spec.shown])
 
 
+def held_out(task: Task, tok: Tokenizer, spec: Evaluation) -> list[Example]:
+  """The problems; too few, or a prompt that does not fit, is an error."""
+  examples = task.examples('eval', 0, spec.problems)
+  if len(examples) < spec.problems:
+    raise UserError(
+      f'task {task.name} has {len(examples)} held-out problems, '
+      f'evaluation.problems asks for {spec.problems}'
+    )
+  prompt_rows(tok, examples, spec.limits.prompt, forced(tok, 'none'))
+  return examples
+
+
 def evaluate(
   engine: Engine, params: Any, tok: Tokenizer, task: Task, grade: Grader, spec: Evaluation
 ) -> dict[str, Any]:
   """Sampled, greedy and thoughtless accuracy on the same held-out problems."""
-  examples = task.examples('eval', 0, spec.problems)
-  if len(examples) < spec.problems:
-    raise UserError(
-      f'task {task.name} has {len(examples)} held-out problems, evaluation.problems asks for {spec.problems}'
-    )
+  examples = held_out(task, tok, spec)
   go = lambda **kw: run(engine, params, tok, examples, grade, spec, **kw)
   sampled = go(samples=spec.samples, sampling=spec.sampling)
   greedy = go(samples=1, sampling=Sampling(temperature=0.0))

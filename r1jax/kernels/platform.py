@@ -1,6 +1,7 @@
-"""Which implementation of an op runs where."""
+"""Which implementation of an op runs where, and what it sums in."""
 
 import jax
+import jax.numpy as jnp
 
 
 def resolve(implementation: str | None, default: dict[str, str], known: tuple[str, ...]) -> str:
@@ -10,3 +11,8 @@ def resolve(implementation: str | None, default: dict[str, str], known: tuple[st
   if implementation not in known:
     raise NotImplementedError(f'no implementation {implementation!r}; known: {", ".join(known)}')
   return implementation
+
+
+def sums(x: jax.Array) -> jnp.dtype:
+  """The dtype that products of x are summed in: fp32, or x's own where that is wider."""
+  return jnp.promote_types(x.dtype, jnp.float32)

@@ -13,7 +13,7 @@ from r1jax.model.config import GQA, MLA, ModelConfig, runs
 
 
 class LatentCache(NamedTuple):
-  """MLA: the normed latent and the rotated key side by side, C = R + P, so that decode reads one array once."""
+  """MLA: the normed latent and the rotated key side by side, C = R + P: decode reads one array."""
 
   kv_nBMC: jax.Array
 

@@ -22,7 +22,7 @@ class Yarn:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """Rotary embedding; `interleaved` pairs dimensions (0,1), (2,3), … as V3 does, else (i, i+P/2)."""
+  """Rotary embedding; `interleaved` pairs (0, 1), (2, 3), … as V3 does, else (0, P/2), …"""
 
   theta: float = 10_000.0
   interleaved: bool = True

@@ -6,8 +6,8 @@
 
 Two executions of one parameter set. *Expanded* makes keys and values (training, prefill):
 2·B·N·L·M·(H+P+V) flops. *Absorbed* moves W_kup into the query and W_vup behind the sum (decode):
-q_nope W_kupᵀ meets the latents themselves, 2·B·N·L·M·(2R+P) flops but only R+P numbers a token are
-read, and the cache is read where it lies, without joining its two parts.
+q_nope W_kupᵀ meets the latents themselves, 4·B·N·L·M·(R+P) flops but only R+P numbers a token are
+read.
 """
 
 import functools
@@ -59,14 +59,10 @@ def absorbed(
   v_up_RNV: jax.Array,
   scale: float,
 ) -> jax.Array:
-  """The same numbers with the latents as the one shared key-value head.
-
-  The memory serves as key and value alike, uncopied; the value's last P columns are computed and dropped.
-  """
+  """The same numbers with the memory as the one key-value head; the value's last P are dropped."""
   q_BLNR = matmul('BLNH,RNH->BLNR', q.nope_BLNH, k_up_RNH)
-  shared_BM1C = kv_BMC[:, :, None]
   queries = jnp.concatenate([q_BLNR, q.rope_BLNP], -1)
-  o_BLNC = attention(queries, shared_BM1C, shared_BM1C, mask_BLM, scale)
+  o_BLNC = latent_attention(queries, kv_BMC, mask_BLM, scale)
   return matmul('BLNR,RNV->BLNV', o_BLNC[..., : k_up_RNH.shape[0]], v_up_RNV)
 
 

@@ -6,9 +6,9 @@ TINY_VOCAB = 265  # bytes and special tokens (tokenizers/byte.py)
 
 
 def tiny_r1(layers: int = 4) -> ModelConfig:
-  """Latent attention; a dense layer, then 8 experts top-2 and a shared one; 1.6M parameters.
+  """Latent attention; a dense layer, then 8 experts top-2 and a shared one; 1.4M parameters.
 
-  One prediction module beside.
+  One prediction module beside, of 0.4M.
   """
   mla = MLA(heads=4, nope=16, rope=16, value=32, kv_latent=64, q_latent=64, std=0.05)
   moe = MoE(ffw=96, experts=8, active=2, shared=1, groups=4, active_groups=2, scale=1.0, std=0.05)

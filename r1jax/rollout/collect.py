@@ -1,8 +1,9 @@
 """Samples completions of examples, several each, and grades them.
 
-Sample s of example i draws from fold(key, i, s): neither the batch nor its order enters. Prompts are padded to one
-static width and completions to one limit, so that a run compiles each program once. Trajectories hold token ids;
-text is made from them for the grader and never turned back into tokens.
+Sample s of example i draws from fold(key, i, s): neither the batch nor its order enters. Prompts
+are padded to one static width and completions to one limit, so that a run compiles each program
+once. Trajectories hold token ids; text is made from them for the grader and never turned back into
+tokens.
 """
 
 import dataclasses
@@ -87,13 +88,18 @@ def sample(
 
 
 def texts(tok: Tokenizer, samples: Samples, prefix: Sequence[int] = ()) -> list[str]:
-  """Completions as text, a forced prefix in front; what lies behind a row's length is not read."""
+  """Completions as text, a forced prefix in front; what lies behind a row's length is not read.
+
+  Ids that only the model has (a vocabulary padded for sharding) read as U+FFFD.
+  """
   tokens_BT, length_B = np.asarray(samples.tokens_BT), np.asarray(samples.length_B)
-  return [tok.decode([*prefix, *row[:n].tolist()]) for row, n in zip(tokens_BT, length_B)]
+  unknown = tok.encode('\N{REPLACEMENT CHARACTER}')
+  known = lambda ids: (j for i in ids for j in ([i] if i < tok.vocab else unknown))
+  return [tok.decode([*prefix, *known(row[:n].tolist())]) for row, n in zip(tokens_BT, length_B)]
 
 
 def telemetry(samples: Samples, texts: Sequence[str], grades: Sequence[Grade]) -> dict[str, float]:
-  """Means over samples: reward and its parts, outcomes, length in tokens, self-checks, well-formedness."""
+  """Means over samples: reward, its parts, outcomes, length in tokens, self-checks, form."""
   outcome = {o: float(np.mean([g.outcome is o for g in grades])) for o in Outcome}
   thoughts = [spans(t) for t in texts]
   names = sorted({name for g in grades for name in g.parts})  # a timeout has a part of its own

@@ -1,7 +1,8 @@
 """Graded trajectories as the arrays of a policy-gradient step.
 
-Position i of a row predicts token i+1, so completion token j of a prompt of n tokens is scored at position n+j−1: the
-sampled log-probability, the mask and the experts chosen lie there too. The last token is never an input.
+Position i of a row predicts token i+1, so completion token j of a prompt of n tokens is scored at
+position n+j−1: the sampled log-probability, the mask and the experts chosen lie there too. The last
+token is never an input.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from r1jax.rollout.collect import Trajectories
 
 
 class RLBatch(NamedTuple):
-  """A batch, and beside each target what the rollout knows; `ref_BL` is filled in where a KL term needs it."""
+  """A batch, and beside each target what the rollout knows; `ref_BL` only where a KL needs it."""
 
   batch: Batch
   sampled_BL: jax.Array  # log-probabilities under the distribution that was sampled from

@@ -1,7 +1,8 @@
 """The device mesh, from a table of axes.
 
-`data` (slow network), `fsdp` (parameters and optimizer sharded), `expert`, `context` (sequence) and `tensor`, always
-all five and always in this order: an axis of size one costs nothing and spares every caller a special case.
+`data` (slow network), `fsdp` (parameters and optimizer sharded), `expert`, `context` (sequence) and
+`tensor`, always all five and always in this order: an axis of size one costs nothing and spares
+every caller a special case.
 """
 
 import dataclasses

@@ -1,9 +1,11 @@
 """Parameters born in place: initialized directly under their sharding, never whole on one device.
 
-Linen's partition boxes exist only in here: `init` reads the logical axis names from them and returns plain arrays.
+Linen's partition boxes exist only in here: `init` reads the logical axis names from them and
+returns plain arrays.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +20,13 @@ from r1jax.sharding import rules
 
 def abstract(model: nn.Module, *args: Any) -> Any:
   """Shapes of the parameters in Linen's boxes, without memory; args are the module's inputs."""
-  return jax.eval_shape(model.init, jax.random.key(0), *args)['params']
+  with _no_mesh():
+    return jax.eval_shape(model.init, jax.random.key(0), *args)['params']
+
+
+def _no_mesh() -> AbstractContextManager:
+  """No mesh in context: the inputs of an init are too small to be split, and only shapes matter."""
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 def shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
@@ -37,18 +45,18 @@ def shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
 def init(model: nn.Module, key: jax.Array, mesh: jax.sharding.Mesh | None, *args: Any) -> Any:
   """Fresh parameters as plain arrays; under a mesh each device makes only its own shards."""
   fresh = lambda k: meta.unbox(model.init(k, *args)['params'])
-  if mesh is None:
-    return jax.jit(fresh)(key)
-  return jax.jit(fresh, out_shardings=shardings(mesh, abstract(model, *args)))(key)
+  where = None if mesh is None else shardings(mesh, abstract(model, *args))
+  with _no_mesh():
+    return jax.jit(fresh, out_shardings=where)(key)
 
 
 def like(mesh: jax.sharding.Mesh, params: Any, derived: Any) -> Any:
   """Shardings for a tree made from params (optimizer state, reference), abstract or not.
 
-  A leaf whose path ends in a parameter's path and has its shape lives where the parameter lives; all else is
-  replicated.
+  A leaf whose path ends in a parameter's path and has its shape lives where the parameter lives;
+  all else is replicated.
   """
-  known = {p: x for p, x in tree.flatten_named(params).items()}
+  known = tree.flatten_named(params)
   replicated = jax.sharding.NamedSharding(mesh, jax.P())
 
   def one(path: str, leaf: Any) -> jax.sharding.Sharding:
@@ -70,22 +78,28 @@ def jit_init(f: Callable, mesh: jax.sharding.Mesh | None, params: Any) -> Any:
 
 
 def rows(mesh: jax.sharding.Mesh | None, batch: Any, axis: Any = 0) -> Any:
-  """A host batch onto the devices, split along each leaf's batch axis; `axis` is a number or a tree of them."""
+  """A host batch onto the devices, split along `axis`: a number, or a tree of them by leaf."""
   if mesh is None:
     return jax.tree.map(jnp.asarray, batch)
   table = rules.ACTIVATIONS['batch']
-  shards = rules.axis_size(table, dict(mesh.shape))
 
   def put(x: Any, a: int) -> jax.Array:
-    if x.shape[a] % shards:
-      raise UserError(
-        f'a batch of {x.shape[a]} rows does not split over {shards} devices (mesh axes {", ".join(table)}); '
-        'choose a multiple'
-      )
+    check_rows(mesh, x.shape[a])
     return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P(*(None,) * a, table)))
 
   axis = jax.tree.map(lambda _: axis, batch) if isinstance(axis, int) else axis
   return jax.tree.map(put, batch, axis)
+
+
+def check_rows(mesh: jax.sharding.Mesh | None, count: int) -> None:
+  """A batch of so many rows splits evenly over the mesh, or it is an error."""
+  table = rules.ACTIVATIONS['batch']
+  shards = 1 if mesh is None else rules.axis_size(table, dict(mesh.shape))
+  if count % shards:
+    raise UserError(
+      f'a batch of {count} rows does not split over {shards} devices '
+      f'(mesh axes {", ".join(table)}); choose a multiple'
+    )
 
 
 def of(tree_: Any) -> Any:

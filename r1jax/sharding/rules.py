@@ -1,8 +1,9 @@
 """The only tables from logical axis names to mesh axes.
 
-A weight names its axes where it is born (`weight(..., axes=('embed', 'ffw'))`); an activation where it is constrained
-(`constrain(x_BLD, 'batch', 'length', None)`). Weights are fully sharded: `embed` over `fsdp`, the wide axis over
-`tensor`, experts over `expert`. Activations are split by batch over every axis that holds different tokens.
+A weight names its axes where it is born (`weight(..., axes=('embed', 'ffw'))`); an activation where
+it is constrained (`constrain(x_BLD, 'batch', 'length', None)`). Weights are fully sharded: `embed`
+over `fsdp`, the wide axis over `tensor`, experts over `expert`. Activations are split by batch over
+every axis that holds different tokens.
 """
 
 import math
@@ -51,14 +52,14 @@ def axis_size(entry: str | tuple[str, ...] | None, sizes: dict[str, int]) -> int
 def weight_sharding(
   mesh: jax.sharding.Mesh, path: str, shape: tuple[int, ...], names: tuple[str | None, ...]
 ) -> jax.sharding.NamedSharding:
-  """Where a weight lives; a dimension that its mesh axis does not divide is an error that names both."""
+  """Where a weight lives; a dimension its mesh axis does not divide is an error naming both."""
   p = spec(names, WEIGHTS)
   for size, name, entry in zip(shape, names, p):
     n = axis_size(entry, dict(mesh.shape))
     if size % n:
       raise UserError(
-        f'weight {path}: axis {name!r} of size {size} is not divisible by mesh axis {entry!r} of size {n}; '
-        'change config.mesh or the model'
+        f'weight {path}: axis {name!r} of size {size} is not divisible by mesh axis {entry!r} '
+        f'of size {n}; change config.mesh or the model'
       )
   return jax.sharding.NamedSharding(mesh, p)
 
@@ -66,7 +67,8 @@ def weight_sharding(
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Tells the partitioner how an activation is split; without a mesh, x itself.
 
-  A dimension that its mesh axes do not divide (a batch of one at a prompt, say) is left to the partitioner.
+  A dimension that its mesh axes do not divide (a batch of one at a prompt, say) is left to the
+  partitioner.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:

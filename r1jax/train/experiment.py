@@ -1,4 +1,4 @@
-"""Everything that defines a run, as one frozen value; written beside the results and into every checkpoint."""
+"""Everything that defines a run, as one frozen value; it is written into every checkpoint."""
 
 import dataclasses
 
@@ -52,5 +52,5 @@ class Experiment:
       raise ValueError(f'stages need distinct names, got {names}')
 
   def first_step(self, stage: int) -> int:
-    """Global step at which a stage starts."""
-    return sum(s.steps for s in self.stages[:stage])
+    """Updates done before a stage starts: an RL step makes one for each minibatch."""
+    return sum(s.steps * (s.minibatches if isinstance(s, RL) else 1) for s in self.stages[:stage])

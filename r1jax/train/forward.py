@@ -1,4 +1,4 @@
-"""The model's view of a batch, shared by every objective: log-probabilities, prediction modules, balance.
+"""The model's view of a batch, shared by every objective.
 
     L = L_main + λ L_MTP + α L_balance
 
@@ -25,7 +25,8 @@ from r1jax.model.transformer import Output, Transformer
 class Auxiliary:
   """Weights beside the main loss.
 
-  mtp: λ; with detach_mtp the modules learn from the trunk without moving it (RL keeps drafts in step so).
+  mtp: λ; with detach_mtp the modules learn from the trunk without moving it (so RL keeps drafts in
+  step).
   balance: α of the sequence-wise balance loss; gamma: speed of the router bias.
   """
 

@@ -1,7 +1,7 @@
 """A whole run: initialize or resume, run the stages, evaluate after each, report.
 
-A checkpoint holds the state with its stage, the step within it and the evaluations so far; starting the same command
-again in the same workdir goes on from the newest one.
+A checkpoint holds the state with its stage, the step within it and the evaluations so far; starting
+the same command again in the same workdir goes on from the newest one.
 """
 
 import dataclasses
@@ -11,8 +11,6 @@ from typing import Any
 import jax
 
 from r1jax.checkpoint.store import Store, resolve
-from r1jax.core import config
-from r1jax.core.errors import UserError
 from r1jax.eval import report
 from r1jax.optim import optimizer as optim
 from r1jax.sharding import place
@@ -31,7 +29,7 @@ SHOWN = ('loss', 'reward', 'length')
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """Where a run is: in which stage, how many steps of it are done, figures so far; no state: at its end."""
+  """Where a run is: stage, how many of its steps are done, figures so far; no state: its end."""
 
   stage: int
   step: int
@@ -111,12 +109,6 @@ def template(run: Run, stage: SFT | RL, reference: bool) -> State:
 def resume(run: Run) -> Point:
   """The newest checkpoint of the workdir: in the middle of a stage, or between two."""
   meta = run.store.meta()
-  saved = config.from_dict(Experiment, meta['experiment'])
-  if saved != run.exp:
-    raise UserError(
-      f'{run.workdir} holds a run with another config ({first_difference(saved, run.exp)}); '
-      'use another --workdir, or the config that it was started with (config.json there)'
-    )
   number, step = meta['stage'], meta['step']
   if number == len(run.exp.stages):
     return Point(number, 0, None, meta['evaluations'])
@@ -128,18 +120,6 @@ def resume(run: Run) -> Point:
   if step == 0:
     return enter(run, number, state.params, meta['evaluations'])
   return Point(number, step, state, meta['evaluations'])
-
-
-def first_difference(a: Any, b: Any, path: str = 'config') -> str:
-  """The first field in which two configs differ, with both values."""
-  if dataclasses.is_dataclass(a) and type(a) is type(b):
-    for f in dataclasses.fields(a):
-      if getattr(a, f.name) != getattr(b, f.name):
-        return first_difference(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
-  if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-    i = next(i for i in range(len(a)) if a[i] != b[i])
-    return first_difference(a[i], b[i], f'{path}[{i}]')
-  return f'{path}: {a} there, {b} here'
 
 
 def finish(run: Run, evaluations: list[dict[str, Any]]) -> dict[str, Any]:

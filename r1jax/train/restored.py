@@ -1,4 +1,4 @@
-"""A checkpoint made usable: parameters with the config, task and tokenizer they were trained with."""
+"""A checkpoint made usable: parameters with the config, task and tokenizer of their training."""
 
 import dataclasses
 import functools
@@ -74,7 +74,8 @@ def generate(
   width = max(len(render_prompt(model.tok, p)) for p in prompts)
   _, _, made = collect.sample(
     model.engine, model.params, model.tok, examples,
-    group=samples, key=jax.random.key(seed), first=0, sampling=sampling, limits=Limits(width, limit),
+    group=samples, key=jax.random.key(seed), first=0, sampling=sampling,
+    limits=Limits(width, limit),
   )  # fmt: skip
   written = collect.texts(model.tok, made)
   return [written[i * samples : (i + 1) * samples] for i in range(len(prompts))]

@@ -1,8 +1,11 @@
-"""Reinforcement learning with verifiable rewards: rollout → grade → advantages → minibatches over a frozen π_old.
+"""Reinforcement learning with verifiable rewards.
 
-Whose log-probabilities are π_old is written in the config (`algorithm.old`): as sampled by the rollout, or recomputed
-by the trainer before the first update. The rollout's temperature, top-p and top-k apply to the trainer's
-log-probabilities too, and its expert choices are replayed (`routing='replay'`) or not.
+    rollout → grade → advantages → minibatches over a frozen π_old
+
+Whose log-probabilities are π_old is written in the config (`algorithm.old`): as sampled by the
+rollout, or recomputed by the trainer before the first update. The rollout's temperature, top-p and
+top-k apply to the trainer's log-probabilities too, and its expert choices are replayed
+(`routing='replay'`) or not.
 """
 
 import dataclasses
@@ -26,8 +29,8 @@ from r1jax.train.step import Aux
 class RL:
   """A stage: each step samples `algorithm.group` completions of `prompts` questions.
 
-  minibatches: updates a rollout, π_old frozen over them. refresh: steps between hard copies of the policy into the
-  reference (R1: 400).
+  minibatches: updates a rollout, π_old frozen over them. refresh: steps between hard copies of the
+  policy into the reference (R1: 400).
   """
 
   optimizer: AdamW
@@ -47,14 +50,23 @@ class RL:
     rollout = self.prompts * self.algorithm.group
     if rollout % (self.minibatches * self.microbatches):
       raise ValueError(
-        f'{rollout} samples ({self.prompts} prompts × group {self.algorithm.group}) do not split into '
-        f'{self.minibatches} minibatches × {self.microbatches} microbatches'
+        f'{rollout} samples ({self.prompts} prompts × group {self.algorithm.group}) do not split '
+        f'into {self.minibatches} minibatches × {self.microbatches} microbatches'
       )
 
 
-def score(params: Any, b: RLBatch, cfg: ModelConfig, stage: RL) -> jax.Array:
-  """logp_BL of the targets: for π_old and the reference. Routes are the rollout's: the same experts, other weights."""
-  return forward.run(params, cfg, b.batch, stage.sampling, b.routes, True)[1].logp
+def score(params: Any, b: RLBatch, cfg: ModelConfig, sampling: Sampling) -> jax.Array:
+  """logp_BL of the targets: for π_old and the reference. The rollout's experts, other weights."""
+  return forward.run(params, cfg, b.batch, sampling, b.routes, True)[1].logp
+
+
+def reference_sampling(stage: RL) -> Sampling:
+  """The reference at the rollout's temperature, untruncated.
+
+  A token that its own top-k or top-p set lacks would be infinitely far from it. Whole, it moves the
+  KL by the mass outside the policy's kept set, which has no gradient.
+  """
+  return Sampling(stage.sampling.temperature)
 
 
 def masks(b: RLBatch, stage: RL) -> jax.Array:
@@ -65,18 +77,25 @@ def masks(b: RLBatch, stage: RL) -> jax.Array:
 def loss(
   params: Any, b: RLBatch, d: forward.Denominators, cfg: ModelConfig, stage: RL
 ) -> tuple[jax.Array, Aux]:
-  """The policy objective on one part of a minibatch, prediction modules and balance beside it."""
+  """The policy objective on one part of a minibatch, prediction modules and balance beside it.
+
+  A token outside the trainer's own top-k or top-p set (after an update, or by rounding at its edge)
+  has ratio 0, hence no gradient, but an infinite KL: it is left out and counted as `outside`.
+  """
   out, scored = forward.run(
     params, cfg, b.batch, stage.sampling, b.routes, stage.auxiliary.detach_mtp
   )
   old_BL = b.sampled_BL if b.old_BL is None else b.old_BL
-  mask_BL = masks(b, stage)
+  counted_BL = masks(b, stage)
+  mask_BL = counted_BL & jnp.isfinite(scored.logp) & jnp.isfinite(old_BL)
   main, metrics = grpo.loss(scored.logp, old_BL, b.ref_BL, b.advantage_B, mask_BL, stage.algorithm)
   beside, more = forward.auxiliary(params, cfg, b.batch, out, stage.auxiliary, d)
   count = mask_BL.sum().astype(jnp.float32)
   sampled = jnp.where(mask_BL, jnp.abs(scored.logp - b.sampled_BL), 0).sum()
   metrics |= {'loss': main, 'entropy': (jnp.where(mask_BL, scored.entropy, 0).sum(), count)}
-  metrics |= {'sampled_difference': (sampled, count), **more}
+  all_count = counted_BL.sum().astype(jnp.float32)
+  metrics |= {'sampled_difference': (sampled, count), 'outside': (all_count - count, all_count)}
+  metrics |= more
   return main[0] / d.main + beside, Aux(metrics, out.load)
 
 

@@ -1,4 +1,7 @@
-"""What a run holds beside its state: task, engine, grader, files, clocks. Built once, before any long work."""
+"""What a run holds beside its state: task, engine, grader, files, clocks.
+
+Built once, before any long work.
+"""
 
 import contextlib
 import dataclasses
@@ -19,14 +22,17 @@ from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.rewards.pool import Pool
 from r1jax.rollout.collect import Grader
 from r1jax.sharding import mesh as meshes
+from r1jax.sharding import place
 from r1jax.tasks.make import make as make_task
 from r1jax.tasks.task import Task
 from r1jax.tokenizers.make import make as make_tokenizer
 from r1jax.tokenizers.tokenizer import Tokenizer
-from r1jax.train import provenance
+from r1jax.train import provenance, supervised
 from r1jax.train.experiment import Experiment
 from r1jax.train.progress import Progress
+from r1jax.train.rl import RL
 from r1jax.train.state import State
+from r1jax.train.supervised import SFT
 from r1jax.train.telemetry import Timers, Writer
 
 
@@ -55,7 +61,7 @@ class Run:
     return stack
 
   def save(self, state: State, stage: int, step: int, evaluations: list[dict[str, Any]]) -> None:
-    """Checkpoints the whole state with what is needed to go on: config, stage, step in the stage, figures so far."""
+    """Checkpoints the state with what going on needs: config, stage, step in it, figures so far."""
     meta = {
       'experiment': json.loads(config.to_json(self.exp)),
       'stage': stage,
@@ -76,21 +82,57 @@ class Run:
     return {'name': name, 'step': step, **figures}
 
 
-def check(exp: Experiment, tok: Tokenizer) -> None:
+def check(exp: Experiment, tok: Tokenizer, task: Task, mesh: jax.sharding.Mesh | None) -> None:
   """What only shows when parts meet, said before any long work."""
   if tok.vocab > exp.model.vocab:
     raise UserError(
       f'the tokenizer has {tok.vocab} ids, model.vocab is {exp.model.vocab}: raise model.vocab'
     )
+  evaluate.held_out(task, tok, exp.evaluation)
+  place.check_rows(mesh, exp.evaluation.batch)
+  for stage in exp.stages:
+    match stage:
+      case SFT():
+        supervised.batches(stage, task, tok, len(exp.model.mtp), exp.seed)
+        place.check_rows(mesh, stage.lines)
+      case RL():
+        place.check_rows(mesh, stage.prompts * stage.algorithm.group // stage.minibatches)
+
+
+def check_same(exp: Experiment, workdir: pathlib.Path, store: Store) -> None:
+  """A run goes on under the config that it was started with, or not at all."""
+  if store.latest() is None:
+    return
+  saved = config.from_dict(Experiment, store.meta()['experiment'])
+  if saved != exp:
+    raise UserError(
+      f'{workdir} holds a run with another config ({first_difference(saved, exp)}); '
+      'use another --workdir, or the config that it was started with (config.json there)'
+    )
+
+
+def first_difference(a: Any, b: Any, path: str = 'config') -> str:
+  """The first field in which two configs differ, with both values."""
+  if dataclasses.is_dataclass(a) and type(a) is type(b):
+    for f in dataclasses.fields(a):
+      if getattr(a, f.name) != getattr(b, f.name):
+        return first_difference(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
+  if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+    i = next((i for i in range(len(a)) if a[i] != b[i]), None)
+    if i is not None:
+      return first_difference(a[i], b[i], f'{path}[{i}]')
+  return f'{path}: {a} there, {b} here'
 
 
 @contextlib.contextmanager
 def open_run(exp: Experiment, workdir: pathlib.Path) -> Iterator[Run]:
-  """Builds everything, writes config and versions beside the results, and closes it all at the end."""
+  """Builds everything, writes config and versions beside the results, closes all at the end."""
   tok = make_tokenizer(exp.tokenizer)
-  check(exp, tok)
   task = make_task(exp.task)
   mesh = meshes.make(exp.mesh) if len(jax.devices()) > 1 else None
+  check(exp, tok, task, mesh)
+  store = Store(workdir / FOLDER, exp.checkpoint.keep)
+  check_same(exp, workdir, store)
   provenance.write(workdir, config.to_json(exp))
   with (
     Pool(
@@ -108,7 +150,7 @@ def open_run(exp: Experiment, workdir: pathlib.Path) -> Iterator[Run]:
       mesh=mesh,
       engine=None,
       grade=pool.map,
-      store=Store(workdir / FOLDER, exp.checkpoint.keep),
+      store=store,
       writer=writer,
       timers=Timers(),
       progress=Progress('start', 0),

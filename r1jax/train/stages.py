@@ -1,7 +1,7 @@
-"""The stages: what a supervised and a reinforcement-learning step do around their compiled programs.
+"""The stages: what supervised and reinforcement-learning steps do around their compiled programs.
 
-Both loops are functions of the step number: batches, questions and random numbers follow from (seed, stage, step), so
-that a resumed run repeats them.
+Both loops are functions of the step number: batches, questions and random numbers follow from
+(seed, stage, step), so that a resumed run repeats them.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 from r1jax.algos.advantages import group_advantages
 from r1jax.core import metrics, prng
 from r1jax.core.program import Program
-from r1jax.data import stream
+from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.optim import optimizer as optim
 from r1jax.rollout import collect
 from r1jax.rollout.collect import Trajectories
@@ -37,8 +37,7 @@ After = Callable[[State, int, dict[str, float]], None]  # (state, steps done in 
 def run_sft(run: Run, stage: SFT, state: State, start: int, after: After) -> State:
   """Supervised steps start … stage.steps."""
   cfg = run.exp.model
-  shape = stream.Shape(stage.lines, stage.length, len(cfg.mtp))
-  data = stream.packed(supervised.rows(run.task, run.tok, stage.examples), shape, run.exp.seed)
+  data = supervised.batches(stage, run.task, run.tok, len(cfg.mtp), run.exp.seed)
   step = steps.make(
     functools.partial(supervised.loss, cfg=cfg, stage=stage),
     functools.partial(supervised.denominators, cfg=cfg),
@@ -62,7 +61,7 @@ def train_program(run: Run, what: str, step: Callable, state: State) -> Program:
 
 
 def run_rl(run: Run, stage: RL, state: State, start: int, after: After) -> State:
-  """Reinforcement-learning steps start … stage.steps; each is one rollout and `minibatches` updates."""
+  """RL steps start … stage.steps; each is one rollout and `minibatches` updates."""
   cfg = run.exp.model
   step = steps.make(
     functools.partial(rl.loss, cfg=cfg, stage=stage),
@@ -75,17 +74,15 @@ def run_rl(run: Run, stage: RL, state: State, start: int, after: After) -> State
   if stage.algorithm.beta and state.reference is None:
     state = state._replace(reference=states.copy(state.params))
   train = train_program(run, f'{stage.name} step', step, state)
-  score = Program(
-    f'{stage.name} log-probabilities',
-    functools.partial(rl.score, cfg=cfg, stage=stage),
-    run.announce,
-  )
+  score = scorer(run, f'{stage.name} log-probabilities', stage.sampling)
+  whole = rl.reference_sampling(stage)
+  refer = score if whole == stage.sampling else scorer(run, f'{stage.name} reference', whole)
   for i in range(start, stage.steps):
     if stage.algorithm.beta and i and i % stage.refresh == 0:
       state = state._replace(reference=states.copy(state.params))
     trajectories = rollout(run, stage, state.params, i)
     with run.timers('train'):
-      batch = prepare(run, stage, state, trajectories, score)
+      batch = prepare(run, stage, state, trajectories, score, refer)
       total: dict[str, Any] = {}
       for part in minibatches(batch, stage, prng.fold(run_key(run, stage), i)):
         state, measured = train(state, place.rows(run.mesh, part, rl.batch_axis(part)))
@@ -95,6 +92,13 @@ def run_rl(run: Run, stage: RL, state: State, start: int, after: After) -> State
     used = int(trajectories.prompt_lengths_B.sum() + trajectories.samples.length_B.sum())
     after(state, i + 1, figures | {'tokens': used})
   return state
+
+
+def scorer(run: Run, what: str, sampling: Sampling) -> Program:
+  """The compiled log-probabilities of a rollout's tokens."""
+  return Program(
+    what, functools.partial(rl.score, cfg=run.exp.model, sampling=sampling), run.announce
+  )
 
 
 def run_key(run: Run, stage: RL) -> jax.Array:
@@ -113,7 +117,8 @@ def rollout(run: Run, stage: RL, params: Any, step: int) -> Trajectories:
   with run.timers('rollout'):
     prompts_BP, lengths_B, samples = collect.sample(
       run.engine, params, run.tok, asked,
-      group=group, key=prng.fold(run_key(run, stage), step), first=0, sampling=stage.sampling, limits=stage.limits,
+      group=group, key=prng.fold(run_key(run, stage), step), first=0, sampling=stage.sampling,
+      limits=stage.limits,
     )  # fmt: skip
   with run.timers('reward'):
     written = collect.texts(run.tok, samples)
@@ -121,14 +126,16 @@ def rollout(run: Run, stage: RL, params: Any, step: int) -> Trajectories:
   return Trajectories(prompts_BP, lengths_B, samples, written, grades)
 
 
-def prepare(run: Run, stage: RL, state: State, t: Trajectories, score: Program) -> RLBatch:
+def prepare(
+  run: Run, stage: RL, state: State, t: Trajectories, score: Program, refer: Program
+) -> RLBatch:
   """Advantages of whole groups, then the log-probabilities that the objective compares with."""
   group, a = stage.algorithm.group, stage.algorithm
   reward_PG = jnp.asarray([g.reward for g in t.grades], jnp.float32).reshape(-1, group)
   advantage_B = np.asarray(group_advantages(reward_PG, a.scale)).reshape(-1)
   batch = rl_batch(t, advantage_B, len(run.exp.model.mtp), replay=stage.routing == 'replay')
   placed = place.rows(run.mesh, batch, rl.batch_axis(batch))
-  reference_BL = np.asarray(score(state.reference, placed)) if a.beta else None
+  reference_BL = np.asarray(refer(state.reference, placed)) if a.beta else None
   old_BL = np.asarray(score(state.params, placed)) if a.old == 'recomputed' else None
   return batch._replace(ref_BL=reference_BL, old_BL=old_BL)
 

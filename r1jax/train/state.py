@@ -11,7 +11,7 @@ from r1jax.sharding import place
 
 
 class State(NamedTuple):
-  """Global step, parameters (router bias among them), optimizer state, and RL's reference policy or None."""
+  """Updates so far, parameters (router bias too), optimizer state, RL's reference or None."""
 
   step: jax.Array
   params: Any

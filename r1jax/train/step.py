@@ -2,8 +2,9 @@
 
     g = ∇ Σ_micro (Σ loss) / D          D taken over the whole global batch before any split
 
-so the gradient does not depend on microbatches, packing or devices (numerics contract, item 1). After the optimizer
-the router bias moves by the load of the same batch (V3's balance without a loss).
+so the gradient does not depend on microbatches, packing or devices (numerics contract, item 1).
+After the optimizer the router bias moves by the load of the same batch (V3's balance without a
+loss).
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def accumulate(loss: Loss, params: Any, parts: Any, denominators: Any) -> tuple[
 
 
 def split(batch: Any, microbatches: int, axis: Callable[[Any], Any]) -> Any:
-  """Leaves [.., B, ..] → [microbatches, .., B / microbatches, ..]; axis(batch) names each leaf's batch axis."""
+  """Leaves [.., B, ..] → [microbatches, .., B / microbatches, ..]; axis(batch) says where B is."""
 
   def one(x: jax.Array, a: int) -> jax.Array:
     if x.shape[a] % microbatches:

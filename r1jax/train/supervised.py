@@ -1,12 +1,14 @@
 """Supervised fine-tuning: cross-entropy on worked solutions, prompts masked, sequences packed."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from r1jax.algos import sft
 from r1jax.core.errors import UserError
+from r1jax.data import stream
 from r1jax.data.batch import Batch, Row
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model.config import ModelConfig
@@ -20,7 +22,10 @@ from r1jax.train.step import Aux
 
 @dataclasses.dataclass(frozen=True)
 class SFT:
-  """A stage: `steps` batches of `lines` × `length` packed tokens over the first `examples` worked solutions."""
+  """A stage: `steps` batches of `lines` × `length` packed tokens.
+
+  They hold the first `examples` worked solutions of the task, epoch after epoch.
+  """
 
   optimizer: AdamW
   steps: int
@@ -30,6 +35,10 @@ class SFT:
   microbatches: int = 1
   auxiliary: forward.Auxiliary = forward.Auxiliary()
   name: str = 'sft'
+
+  def __post_init__(self):
+    if self.lines % self.microbatches:
+      raise ValueError(f'{self.lines} lines do not split into {self.microbatches} microbatches')
 
 
 def rows(task: Task, tok: Tokenizer, count: int) -> list[Row]:
@@ -42,9 +51,16 @@ def rows(task: Task, tok: Tokenizer, count: int) -> list[Row]:
   missing = [e.id for e in examples if e.solution is None or e.answer is None]
   if missing:
     raise UserError(
-      f'task {task.name} gives no worked solution for {missing[0]}; SFT needs Example.solution and .answer'
+      f'task {task.name} gives no worked solution for {missing[0]}; '
+      'SFT needs Example.solution and .answer'
     )
   return [Row(*chat.render(tok, e.question, e.solution, e.answer)) for e in examples]
+
+
+def batches(stage: SFT, task: Task, tok: Tokenizer, depths: int, seed: int) -> Iterator[Batch]:
+  """The stage's packed batches, in the seed's order; what does not fit is an error at once."""
+  shape = stream.Shape(stage.lines, stage.length, depths)
+  return stream.packed(rows(task, tok, stage.examples), shape, seed)
 
 
 def loss(

@@ -25,18 +25,15 @@ def attention(
 
 
 def latent_attention(
-  q_BLNR: jax.Array,
-  q_BLNP: jax.Array,
-  latent_BMR: jax.Array,
-  rope_BMP: jax.Array,
+  q_BLNC: jax.Array,
+  kv_BMC: jax.Array,
   mask_BLM: jax.Array,
   scale: float,
   implementation: str | None = None,
 ) -> jax.Array:
-  """Absorbed MLA: keys are [latent; rope], values the latent, one head of each for all queries.
+  """Absorbed MLA: one memory, key and value alike, that all heads share; gives o_BLNC.
 
-  The two parts of a key are never joined: a copy of a layer's cache would cost as much memory and
-  traffic as the reading itself.
+  Not `attention` with one head: given the same array as key and as value, XLA copies it twice.
   """
   resolve(implementation, {'*': 'xla'}, ('xla',))
-  return reference.latent_attention(q_BLNR, q_BLNP, latent_BMR, rope_BMP, mask_BLM, scale)
+  return reference.latent_attention(q_BLNC, kv_BMC, mask_BLM, scale)

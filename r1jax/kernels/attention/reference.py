@@ -1,8 +1,10 @@
-"""Attention, as a specification; softmax in fp32."""
+"""Attention, as a specification; scores and softmax in at least fp32."""
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+
+from r1jax.kernels.platform import sums
 
 
 def attention(
@@ -10,26 +12,19 @@ def attention(
 ) -> jax.Array:
   """softmax(scale · q kᵀ) v under a mask; a query that sees nothing gives zeros."""
   q_BLKGH = rearrange(q_BLNH, 'B L (K G) H -> B L K G H', K=k_BMKH.shape[2])
-  s_BKGLM = jnp.einsum('BLKGH,BMKH->BKGLM', q_BLKGH, k_BMKH, preferred_element_type=jnp.float32)
+  s_BKGLM = jnp.einsum('BLKGH,BMKH->BKGLM', q_BLKGH, k_BMKH, preferred_element_type=sums(q_BLNH))
   p_BKGLM = masked_softmax(s_BKGLM * scale, mask_BLM[:, None, None])
   o_BLKGV = jnp.einsum('BKGLM,BMKV->BLKGV', p_BKGLM.astype(v_BMKV.dtype), v_BMKV)
   return rearrange(o_BLKGV, 'B L K G V -> B L (K G) V')
 
 
 def latent_attention(
-  q_BLNR: jax.Array,
-  q_BLNP: jax.Array,
-  latent_BMR: jax.Array,
-  rope_BMP: jax.Array,
-  mask_BLM: jax.Array,
-  scale: float,
+  q_BLNC: jax.Array, kv_BMC: jax.Array, mask_BLM: jax.Array, scale: float
 ) -> jax.Array:
-  """softmax(scale · (q latentᵀ + q_rope ropeᵀ)) latent, with the same rule for empty rows."""
-  f32 = jnp.float32
-  s_BNLM = jnp.einsum('BLNR,BMR->BNLM', q_BLNR, latent_BMR, preferred_element_type=f32)
-  s_BNLM += jnp.einsum('BLNP,BMP->BNLM', q_BLNP, rope_BMP, preferred_element_type=f32)
+  """softmax(scale · q kvᵀ) kv under a mask, one memory for all heads."""
+  s_BNLM = jnp.einsum('BLNC,BMC->BNLM', q_BLNC, kv_BMC, preferred_element_type=sums(q_BLNC))
   p_BNLM = masked_softmax(s_BNLM * scale, mask_BLM[:, None])
-  return jnp.einsum('BNLM,BMR->BLNR', p_BNLM.astype(latent_BMR.dtype), latent_BMR)
+  return jnp.einsum('BNLM,BMC->BLNC', p_BNLM.astype(kv_BMC.dtype), kv_BMC)
 
 
 def masked_softmax(s: jax.Array, mask: jax.Array) -> jax.Array:

@@ -51,8 +51,8 @@ def arrange(expert_R: jax.Array, experts: int, implementation: str | None = None
   sizes_E = jnp.zeros(experts + 1, jnp.int32).at[expert_R].add(1)[:experts]
   if kind == 'reference':
     identity = jnp.arange(rows, dtype=jnp.int32)
-    slot_R = jnp.where(expert_R < experts, identity, rows)
-    return Groups(identity, slot_R, sizes_E, None, jnp.minimum(expert_R, experts - 1))
+    own_R = jnp.where(expert_R < experts, identity, rows)
+    return Groups(own_R, own_R, sizes_E, None, jnp.minimum(expert_R, experts - 1))
   block = block_rows(rows, experts) if kind == 'blocks' else 1
   room_E = -(-sizes_E // block) * block
   first_E = jnp.cumsum(room_E) - room_E

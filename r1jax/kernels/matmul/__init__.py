@@ -7,8 +7,10 @@ the einsum, 2·(product of all letters) flops.
 import jax
 import jax.numpy as jnp
 
+from r1jax.kernels.platform import sums
+
 
 def matmul(subscripts: str, x: jax.Array, w: jax.Array) -> jax.Array:
-  """einsum of an activation with a weight, in the activation's dtype; sums are kept in fp32."""
-  out = jnp.einsum(subscripts, x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+  """einsum of an activation with a weight, in the activation's dtype; sums in at least fp32."""
+  out = jnp.einsum(subscripts, x, w.astype(x.dtype), preferred_element_type=sums(x))
   return out.astype(x.dtype)

@@ -1,0 +1,54 @@
+"""Sampled frequencies are the probabilities, log-probabilities those of the same distribution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.core import prng
+from r1jax.engine.sampling import sample
+from r1jax.kernels.logprob.truncate import Sampling
+
+LOGITS = np.array([1.5, 0.3, -0.2, 1.1, -2.0, 0.8])
+N = 20_000
+
+
+def softmax(z):
+  p = np.exp(z - z.max())
+  return p / p.sum()
+
+
+def kept(z, ids):
+  return softmax(np.where(np.isin(np.arange(len(z)), ids), z, -np.inf))
+
+
+@pytest.mark.parametrize(
+  'sampling, expected',
+  [
+    (Sampling(), softmax(LOGITS)),
+    (Sampling(0.5), softmax(LOGITS / 0.5)),
+    (Sampling(1.0, top_k=3), kept(LOGITS, [0, 3, 5])),
+    # 0.37, 0.25, 0.19 of the mass: the third crosses 0.75
+    (Sampling(1.0, top_p=0.75), kept(LOGITS, [0, 3, 5])),
+    (Sampling(0.5, top_k=4, top_p=0.8), kept(LOGITS / 0.5, [0, 3])),
+  ],
+)
+def test_frequencies_match_probabilities(sampling, expected):
+  """χ² of N draws, at the 0.1 % point of its degrees of freedom."""
+  keys = prng.fold_rows(jax.random.key(1), np.arange(N))
+  tokens, logp = sample(jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (N, 6)), keys, sampling)
+  seen = np.bincount(np.asarray(tokens), minlength=6)
+  possible = expected > 0
+  assert seen[~possible].sum() == 0
+  chi2 = ((seen - N * expected)[possible] ** 2 / (N * expected)[possible]).sum()
+  assert chi2 < {1: 10.8, 2: 13.8, 5: 20.5}[possible.sum() - 1]
+  np.testing.assert_allclose(logp, np.log(expected[np.asarray(tokens)]), atol=1e-5)
+
+
+def test_greedy_takes_the_most_likely_and_scores_it_at_temperature_1():
+  logits = jnp.asarray(np.stack([LOGITS, -LOGITS]), jnp.float32)
+  keys = prng.fold_rows(jax.random.key(0), np.arange(2))
+  tokens, logp = sample(logits, keys, Sampling(temperature=0.0))
+  assert tokens.tolist() == [0, 4]
+  expected = [np.log(softmax(LOGITS)[0]), np.log(softmax(-LOGITS)[4])]
+  np.testing.assert_allclose(logp, expected, rtol=1e-5)

@@ -1,0 +1,63 @@
+"""Layers as runs, and configs that cannot be."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Rope, Run, runs
+
+GLOBAL = Layer(GQA(4, 2, 8), Dense(16))
+LOCAL = Layer(GQA(4, 2, 8, rotary=Rope(theta=5e5, interleaved=False)), Dense(16))
+EXPERTS = Layer(GQA(4, 2, 8), MoE(16, experts=4, active=2))
+
+
+def flat(table):
+  return sum((run.period * run.repeats for run in table), ())
+
+
+@hypothesis.given(st.lists(st.integers(0, 2), max_size=24).map(tuple), st.integers(1, 8))
+def test_runs_hold_the_layers_in_order(layers, longest):
+  table = runs(layers, longest)
+  assert flat(table) == layers
+  assert all(1 <= len(run.period) <= longest and run.repeats >= 1 for run in table)
+  assert all(len(run.period) == 1 for run in table if run.repeats == 1)
+
+
+@hypothesis.given(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), st.integers(2, 5))
+def test_a_repeated_period_is_one_run(period, repeats):
+  (run,) = runs(period * repeats)
+  assert len(run.period) <= len(period)
+  assert flat((run,)) == period * repeats
+
+
+@pytest.mark.parametrize(
+  'layers, want',
+  [
+    ((GLOBAL,) * 3 + (EXPERTS,) * 58, (Run((GLOBAL,), 3), Run((EXPERTS,), 58))),
+    (((LOCAL,) * 5 + (GLOBAL,)) * 4, (Run((LOCAL,) * 5 + (GLOBAL,), 4),)),
+    ((GLOBAL, EXPERTS, LOCAL), (Run((GLOBAL,), 1), Run((EXPERTS,), 1), Run((LOCAL,), 1))),
+    ((GLOBAL,), (Run((GLOBAL,), 1),)),
+  ],
+)
+def test_runs_of(layers, want):
+  assert runs(layers) == want
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (lambda: GQA(4, 3, 8), r'heads=4 must be a multiple of kv_heads=3'),
+    (lambda: MoE(8, experts=6, active=2, groups=4), 'split evenly into groups'),
+    (lambda: MoE(8, experts=8, active=2, groups=4, active_groups=5), 'active_groups be within'),
+    (lambda: MoE(8, experts=8, active=2, groups=4, active_groups=0), 'active_groups be within'),
+    (lambda: MoE(8, experts=8, active=5, groups=4, active_groups=2), 'active=5 .* do not fit'),
+    (lambda: ModelConfig(8, 8, ()), 'at least one layer'),
+  ],
+)
+def test_what_cannot_be_is_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_configs_are_hashable():
+  assert len({GLOBAL, LOCAL, EXPERTS, Layer(MLA(4, 8, 8, 8, 16), Dense(16)), GLOBAL}) == 4

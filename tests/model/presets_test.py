@@ -1,0 +1,50 @@
+"""Sizes of the named models, counted by shape, without memory."""
+
+import math
+
+import pytest
+
+from r1jax.core import tree
+from r1jax.model import presets
+from r1jax.model.config import Dense, MoE, runs
+from r1jax.model.transformer import Transformer, dummy_inputs
+from r1jax.sharding import place
+
+
+def sizes(cfg):
+  """Elements of every parameter by name."""
+  shapes = place.templates(None, place.abstract(Transformer(cfg), dummy_inputs(cfg)))
+  return {path: math.prod(leaf.shape) for path, leaf in tree.flatten_named(shapes).items()}
+
+
+def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active():
+  cfg = presets.deepseek_v3()
+  assert [(len(r.period), r.repeats) for r in runs(cfg.layers)] == [(1, 3), (1, 58)]
+  main = {path: n for path, n in sizes(cfg).items() if not path.startswith('mtp')}
+  assert round(sum(main.values()) / 1e9, 1) == 671.0
+  moe = cfg.layers[-1].mlp
+  routed = sum(main[f'run1/block0/mlp/{name}'] for name in ('gate', 'up', 'down'))
+  idle = routed * (moe.experts - moe.active) / moe.experts
+  # A token reads one row of the embedding.
+  active = sum(main.values()) - idle - main['embedding']
+  assert round(active / 1e9) == 37
+  assert cfg.layers[0].mlp == Dense(18_432)
+
+
+def test_deepseek_v3_keeps_576_numbers_a_token_and_layer():
+  attention = presets.deepseek_v3().layers[0].attention
+  assert attention.kv_latent + attention.rope == 576
+
+
+@pytest.mark.parametrize(
+  'cfg, millions',
+  [(presets.tiny_r1(), 1.4), (presets.tiny_dense(), 0.8), (presets.tiny_moe16(), 2.0)],
+  ids=['tiny_r1', 'tiny_dense', 'tiny_moe16'],
+)
+def test_tiny_models(cfg, millions):
+  main = sum(n for path, n in sizes(cfg).items() if not path.startswith('mtp'))
+  assert round(main / 1e6, 1) == millions
+
+
+def test_tiny_r1_takes_its_depth():
+  assert [type(layer.mlp) for layer in presets.tiny_r1(3).layers] == [Dense, MoE, MoE]

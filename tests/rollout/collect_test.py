@@ -1,0 +1,103 @@
+"""Prompts, keys and telemetry of a rollout; the engine is a stub that remembers its orders."""
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.core import prng
+from r1jax.core.errors import UserError
+from r1jax.engine.generate import Samples
+from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.rollout import collect
+from r1jax.rollout.collect import Limits
+from r1jax.tasks.task import Example, Grade, Outcome
+from r1jax.tokenizers.byte import ByteTokenizer
+
+TOK = ByteTokenizer()
+EXAMPLES = [Example('a', '1+2'), Example('b', '10+20')]
+
+
+def samples(rows, limit=8, stopped=True):
+  tokens = np.full((len(rows), limit), TOK.pad, np.int32)
+  for row, ids in zip(tokens, rows):
+    row[: len(ids)] = ids
+  lengths = np.array([len(r) for r in rows])
+  flags = np.broadcast_to(np.asarray(stopped), len(rows))
+  return Samples(tokens, np.zeros(tokens.shape, np.float32), lengths, flags, ())
+
+
+def test_prompt_rows_are_padded_right_and_carry_the_prefix():
+  prompts, lengths = collect.prompt_rows(TOK, EXAMPLES, 9, prefix=[7])
+  assert lengths.tolist() == [7, 9]
+  bos, user, assistant = (
+    TOK.encode_special(m)[0] for m in ('<|bos|>', '<|user|>', '<|assistant|>')
+  )
+  assert prompts[0].tolist() == [bos, user, *b'1+2', assistant, 7, TOK.pad, TOK.pad]
+  assert prompts[1].tolist() == [bos, user, *b'10+20', assistant, 7]
+
+
+def test_a_prompt_too_long_is_named_with_its_length_and_the_limit():
+  said = r'the prompt of b has 8 tokens, the limit is 7: raise limits.prompt'
+  with pytest.raises(UserError, match=said):
+    collect.prompt_rows(TOK, EXAMPLES, 7)
+
+
+def test_sample_gives_each_sample_its_own_key_and_keeps_groups_together():
+  asked = {}
+
+  def engine(params, prompts, lengths, keys, sampling, limit):
+    asked.update(prompts=prompts, lengths=lengths, keys=keys, rest=(params, sampling, limit))
+    return samples([[1]] * len(prompts))
+
+  key, sampling = jax.random.key(4), Sampling(0.5)
+  prompts, lengths, made = collect.sample(
+    engine,
+    'params',
+    TOK,
+    EXAMPLES,
+    group=3,
+    key=key,
+    first=10,
+    sampling=sampling,
+    limits=Limits(9, 5),
+  )
+  assert asked['rest'] == ('params', sampling, 5) and len(made.length_B) == 6
+  assert lengths.tolist() == [6, 6, 6, 8, 8, 8]
+  assert [p.tobytes() for p in prompts] == [prompts[i].tobytes() for i in (0, 0, 0, 3, 3, 3)]
+  expected = [prng.fold(key, n, s) for n in (10, 11) for s in range(3)]
+  data = lambda k: np.asarray(jax.random.key_data(k))
+  np.testing.assert_array_equal(data(asked['keys']), np.stack([data(k) for k in expected]))
+
+
+def test_texts_end_at_the_length_and_unknown_ids_are_no_crash():
+  made = samples([[*b'hi', TOK.eos], [*b'abc'], [65, 270, 66]])._replace(length_B=[3, 2, 3])
+  assert collect.texts(TOK, made, prefix=[88]) == ['Xhi', 'Xab', 'XA\N{REPLACEMENT CHARACTER}B']
+
+
+def test_telemetry_figures():
+  texts = [
+    '<think>wait, hmm: 3</think><answer>3</answer>',
+    '<think>4</think><answer>4</answer>',
+    'nonsense, wait',
+    '<think>actually',
+  ]
+  grades = [
+    Grade(Outcome.CORRECT, 1.5, {'accuracy': 1.0, 'format': 1.0}),
+    Grade(Outcome.WRONG, 0.5, {'accuracy': 0.0, 'format': 1.0}),
+    Grade(Outcome.UNPARSEABLE, 0.0, {'accuracy': 0.0, 'format': 0.0}),
+    Grade(Outcome.TIMEOUT, 0.0, {'timeout': 1.0}),
+  ]
+  made = samples([[1] * 4, [1] * 2, [1] * 8, [1] * 8], stopped=[True, True, True, False])
+  assert collect.telemetry(made, texts, grades) == {
+    'reward': 0.5,
+    'accuracy': 0.25,
+    'unparseable': 0.25,
+    'timeout': 0.25,
+    'length': 5.5,
+    'truncated': 0.25,
+    'self_checks': 0.5,
+    'well_formed': 0.5,
+    'part/accuracy': 0.25,
+    'part/format': 0.5,
+    'part/timeout': 0.25,
+  }

@@ -1,0 +1,118 @@
+"""Parameters, optimizer state and batches go where the tables say, with the same numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.core import meta
+
+from r1jax.core import tree
+from r1jax.core.errors import UserError
+from r1jax.model.config import MLA, Dense, Layer, ModelConfig, MoE
+from r1jax.model.transformer import Transformer, dummy_inputs
+from r1jax.sharding import mesh as meshes
+from r1jax.sharding import place
+from r1jax.sharding.mesh import Mesh
+
+MLA_TINY = MLA(heads=2, nope=8, rope=8, value=8, kv_latent=16)
+CFG = ModelConfig(
+  vocab=272,
+  embed=32,
+  layers=(Layer(MLA_TINY, Dense(64)), Layer(MLA_TINY, MoE(ffw=32, experts=4, active=2))),
+)
+EXPECTED = {  # a stacked weight has its layer axis in front
+  'embedding': jax.P('tensor', 'fsdp'),
+  'head': jax.P('fsdp', 'tensor'),
+  'final_scale': jax.P(None),
+  'run0/block0/attention/q_up': jax.P(None, 'fsdp', 'tensor', None),
+  'run0/block0/mlp/down': jax.P(None, 'tensor', 'fsdp'),
+  'run1/block0/mlp/gate': jax.P(None, 'expert', 'fsdp', 'tensor'),
+  'run1/block0/mlp/down': jax.P(None, 'expert', 'tensor', 'fsdp'),
+  'run1/block0/mlp/router/bias': jax.P(None, None),
+}
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  return meshes.make(Mesh(fsdp=2, expert=2, tensor=2))
+
+
+@pytest.fixture(scope='module')
+def params(mesh):
+  with jax.set_mesh(mesh):
+    return place.init(Transformer(CFG), jax.random.key(7), mesh, dummy_inputs(CFG))
+
+
+def test_init_puts_each_weight_where_the_table_says(params):
+  named = tree.flatten_named(params)
+  assert {path: named[path].sharding.spec for path in EXPECTED} == EXPECTED
+  gate = named['run1/block0/mlp/gate']
+  assert gate.shape == (1, 4, 32, 32)
+  assert {s.data.shape for s in gate.addressable_shards} == {(1, 2, 16, 16)}
+
+
+def test_init_under_a_mesh_equals_init_without_bit_for_bit(params):
+  plain = place.init(Transformer(CFG), jax.random.key(7), None, dummy_inputs(CFG))
+  assert jax.tree.structure(plain) == jax.tree.structure(params)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), params, plain)
+
+
+def test_no_box_leaves_init(params):
+  leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+  assert all(type(leaf).__name__ == 'ArrayImpl' for leaf in leaves)
+
+
+def test_templates_have_the_shapes_and_places_of_init(mesh, params):
+  boxed = place.abstract(Transformer(CFG), dummy_inputs(CFG))
+  what = lambda x: (x.shape, x.dtype, x.sharding)
+  templates = place.templates(mesh, boxed)
+  assert jax.tree.map(what, templates) == jax.tree.map(what, params)
+  assert place.of(params) == jax.tree.map(lambda x: x.sharding, templates)
+  assert all(x.sharding is None for x in jax.tree.leaves(place.templates(None, boxed)))
+
+
+def test_adams_moments_live_where_their_parameters_do(mesh, params):
+  init = optax.adam(1e-3).init
+  state = place.jit_init(init, mesh, params)
+  assert place.of(state[0].mu) == place.of(state[0].nu) == place.of(params)
+  assert state[0].count.sharding.spec == jax.P()
+  wanted = place.like_templates(mesh, params, jax.eval_shape(init, params))
+  assert place.of(wanted) == place.of(state)
+  assert place.like_templates(None, params, 3) == 3
+
+
+def test_like_asks_for_path_and_shape(mesh, params):
+  derived = {'a': {'embedding': jnp.zeros((272, 32))}, 'embedding': jnp.zeros(5), 'n': jnp.ones(())}
+  where = place.like(mesh, params, derived)
+  assert where['a']['embedding'].spec == jax.P('tensor', 'fsdp')
+  assert where['embedding'].spec == where['n'].spec == jax.P()
+
+
+def test_rows_split_along_their_batch_axis(mesh):
+  batch = {'a': np.arange(8), 'b': np.arange(24).reshape(3, 8)}
+  placed = place.rows(mesh, batch, {'a': 0, 'b': 1})
+  jax.tree.map(np.testing.assert_array_equal, placed, batch)
+  assert {s.data.shape for s in placed['a'].addressable_shards} == {(2,)}
+  assert {s.data.shape for s in placed['b'].addressable_shards} == {(3, 2)}
+  assert isinstance(place.rows(None, batch)['a'], jax.Array)
+
+
+def test_rows_that_do_not_split_are_an_error(mesh):
+  said = r'a batch of 6 rows does not split over 4 devices \(mesh axes data, fsdp, expert\)'
+  with pytest.raises(UserError, match=said):
+    place.rows(mesh, np.zeros((6, 8)))
+  with pytest.raises(UserError, match=said):
+    place.check_rows(mesh, 6)
+  place.check_rows(mesh, 12)
+  place.check_rows(None, 5)
+
+
+def test_a_weight_without_axes_is_an_error(mesh):
+  with pytest.raises(TypeError, match=r'parameter a/b has no logical axes; declare it by weight'):
+    place.shardings(mesh, {'a': {'b': jnp.zeros(3)}})
+
+
+def test_replicated(mesh):
+  assert place.replicated(None) is None
+  assert place.replicated(mesh).spec == jax.P()

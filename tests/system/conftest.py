@@ -1,0 +1,40 @@
+"""The binaries as a user starts them: a new process, one device."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / 'tests' / 'system' / 'tiny_config.py'
+
+
+@pytest.fixture(scope='session')
+def binary():
+  """binary(name, *flags): the finished process; start(name, *flags) gives one that runs."""
+
+  def call(name, *flags):
+    process = call.start(name, *flags)
+    out, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+  def start(name, *flags):
+    env = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
+    env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling dominates these runs
+    command = [sys.executable, '-m', f'r1jax.bin.{name}', *map(str, flags)]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+
+  call.start = start
+  return call
+
+
+@pytest.fixture(scope='session')
+def trained(binary, tmp_path_factory):
+  """The workdir of a tiny run, and what it printed."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  out = binary('train', f'--config={CONFIG}', f'--workdir={workdir}')
+  assert out.returncode == 0, out.stderr
+  return workdir, out.stdout, out.stderr

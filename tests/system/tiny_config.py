@@ -1,0 +1,45 @@
+"""A run of seconds, for tests: 20,000 parameters, the example task, four steps a stage."""
+
+import pathlib
+
+from r1jax.algos.grpo import GRPO
+from r1jax.core.config import to_dict
+from r1jax.eval.evaluate import Evaluation
+from r1jax.model.config import MLA, Layer, ModelConfig, MoE
+from r1jax.optim.optimizer import AdamW
+from r1jax.optim.schedules import Constant
+from r1jax.rollout.collect import Limits
+from r1jax.tasks.file import File
+from r1jax.train.experiment import Checkpoint, Experiment
+from r1jax.train.rl import RL
+from r1jax.train.supervised import SFT
+
+TASK = pathlib.Path(__file__).parents[1] / 'tasks' / 'my_task_example.py'
+ATTENTION = MLA(heads=2, nope=8, rope=8, value=8, kv_latent=16, std=0.1)
+EXPERTS = MoE(ffw=16, experts=4, active=2, std=0.1)
+MODEL = ModelConfig(
+  vocab=265,
+  embed=32,
+  layers=(Layer(ATTENTION, EXPERTS),) * 2,
+  mtp=(Layer(ATTENTION, EXPERTS),),
+  std=0.1,
+  remat='none',
+)
+LIMITS = Limits(prompt=13, completion=16)
+
+
+def get_config():
+  """The experiment as a ConfigDict."""
+  sft = SFT(AdamW(Constant(1e-2)), steps=4, examples=16, lines=8, length=64)
+  rl = RL(
+    AdamW(Constant(1e-3)),
+    steps=4,
+    prompts=4,
+    algorithm=GRPO(group=4),
+    limits=LIMITS,
+  )
+  evaluation = Evaluation(problems=16, samples=2, batch=8, limits=LIMITS)
+  every = Checkpoint(every=2)
+  return to_dict(
+    Experiment('tiny', MODEL, File(str(TASK)), (sft, rl), evaluation, checkpoint=every)
+  )

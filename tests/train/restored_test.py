@@ -1,0 +1,51 @@
+"""A checkpoint made usable again."""
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.checkpoint.store import FOLDER, Store
+from r1jax.core.config import ConfigError
+from r1jax.core.errors import UserError
+from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.optim import optimizer as optim
+from r1jax.train import restored
+from r1jax.train import state as states
+
+
+@pytest.fixture
+def workdir(experiment, params, bare, tmp_path):
+  """Checkpoints in the middle of SFT, after it, and after RL."""
+  run = bare(experiment)
+  run.store = Store(tmp_path / FOLDER)
+  for update, (stage, step) in {2: (0, 2), 3: (1, 0), 5: (2, 0)}.items():
+    state = states.fresh(params, optim.make(experiment.stages[0].optimizer, params), None, update)
+    run.save(state, stage, step, [])
+  return tmp_path
+
+
+def test_load_gives_parameters_config_and_where_they_come_from(experiment, params, workdir):
+  model = restored.load(str(workdir))
+  jax.tree.map(np.testing.assert_array_equal, model.params, params)
+  assert (model.exp, model.step, model.stage) == (experiment, 5, 'grpo')
+  assert restored.load(str(workdir / FOLDER / '2')).stage == 'sft'
+  assert restored.load(str(workdir / FOLDER / '3')).stage == 'sft'
+
+
+def test_overrides_apply_and_mistakes_are_named(workdir):
+  model = restored.load(str(workdir), [('evaluation.problems', '16')])
+  assert model.exp.evaluation.problems == 16
+  with pytest.raises(ConfigError, match=r"no field 'problem'; did you mean 'problems'\?"):
+    restored.load(str(workdir), [('evaluation.problem', '16')])
+  with pytest.raises(UserError, match='does not exist; check the path'):
+    restored.load(str(workdir / 'nowhere'))
+
+
+def test_generate_gives_each_prompt_its_samples(workdir):
+  model = restored.load(str(workdir))
+  asked = (['2 * 3', '14 * 5'], 2, Sampling(), 6)
+  made = restored.generate(model, *asked, seed=0)
+  assert [len(texts) for texts in made] == [2, 2]
+  assert (
+    made == restored.generate(model, *asked, seed=0) != restored.generate(model, *asked, seed=1)
+  )

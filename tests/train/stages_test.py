@@ -1,0 +1,146 @@
+"""The loops around the steps: on a mesh, over minibatches, from a step in the middle."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.core import prng
+from r1jax.engine.generate import Samples
+from r1jax.model.transformer import Transformer, dummy_inputs
+from r1jax.optim import optimizer as optim
+from r1jax.rollout.collect import Trajectories
+from r1jax.sharding import mesh as meshes
+from r1jax.sharding.mesh import Mesh
+from r1jax.tasks.task import Grade, Outcome
+from r1jax.train import rl, stages
+from r1jax.train import state as states
+
+
+def grade(calls):
+  """Rewards by the bytes of an answer: a random model has no other merits."""
+  return [Grade(Outcome.WRONG, sum(map(ord, text)) % 7 / 6, {}) for _, text in calls]
+
+
+def fresh(exp, stage, mesh=None):
+  params = states.init_params(Transformer(exp.model), 0, mesh, dummy_inputs(exp.model))
+  return states.fresh(params, optim.make(stage.optimizer, params), mesh)
+
+
+def collected(into):
+  """An `after` that keeps states' parameters (which the next step donates) and figures."""
+  return lambda state, step, figures: into.append((step, jax.device_get(state), figures))
+
+
+def run_both(exp, bare, mesh=None):
+  """What each stage's steps left behind: [(step, state, figures)] of SFT, then of RL."""
+  sft, reinforce = exp.stages
+  run, seen = bare(exp, mesh, grade), {'sft': [], 'grpo': []}
+  stages.run_sft(run, sft, fresh(exp, sft, mesh), 0, collected(seen['sft']))
+  stages.run_rl(run, reinforce, fresh(exp, reinforce, mesh), 0, collected(seen['grpo']))
+  return seen
+
+
+@pytest.fixture(scope='module')
+def short(experiment):
+  """One step a stage; two minibatches, so that the second sees a policy off its reference."""
+  sft, reinforce = experiment.stages
+  sft = dataclasses.replace(sft, steps=1)
+  reinforce = dataclasses.replace(reinforce, steps=1)
+  return dataclasses.replace(experiment, stages=(sft, reinforce))
+
+
+def test_contract_01_whole_steps_on_a_mesh_equal_those_of_one_device(short, bare):
+  """Both stages, rollout included, on fsdp × expert × tensor; the router bias among the params."""
+  expected = run_both(short, bare)
+  mesh = meshes.make(Mesh(fsdp=2, expert=2, tensor=2))
+  with jax.set_mesh(mesh):
+    made = run_both(short, bare, mesh)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
+  for stage in expected:
+    for (_, a, figures), (_, b, others) in zip(expected[stage], made[stage], strict=True):
+      jax.tree.map(close, a.params, b.params)
+      jax.tree.map(close, a.opt, b.opt)
+      assert figures.keys() == others.keys()
+      for name, value in figures.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+      bias = a.params['run0']['block0']['mlp']['router']['bias']
+      assert np.abs(bias).max() > 0
+  assert expected['grpo'][0][2]['reward'] > 0 and expected['grpo'][0][2]['kl'] > 0
+
+
+def test_resuming_in_the_middle_repeats_the_rest(experiment, bare):
+  """From the state after step 1 the stages give the same bits, data and random numbers included."""
+  for stage in experiment.stages:
+    go = stages.run_sft if stage.name == 'sft' else stages.run_rl
+    run, seen = bare(experiment, None, grade), []
+    whole = go(run, stage, fresh(experiment, stage), 0, collected(seen))
+    step, middle, _ = seen[0]
+    again = go(run, stage, jax.device_put(middle), step, lambda *_: None)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    assert [s for s, *_ in seen] == list(range(1, stage.steps + 1))
+
+
+def test_contract_10_groups_are_normalized_before_minibatches_are_made(experiment, bare):
+  """A minibatch's advantages are those of whole groups; a group of equal rewards has exactly 0."""
+  stage = dataclasses.replace(
+    experiment.stages[1],
+    minibatches=4,
+    algorithm=dataclasses.replace(experiment.stages[1].algorithm, beta=0.0),
+  )
+  reward = np.random.default_rng(0).integers(0, 3, 16) / 2
+  reward[4:8] = 0.1
+  t = hand_made(reward)
+  run = bare(experiment)
+  b = stages.prepare(run, stage, None, t, None, None)
+  r = reward.reshape(4, 4)
+  expected = (r - r.mean(1, keepdims=True)) / (r.std(1, keepdims=True) + 1e-6)
+  np.testing.assert_allclose(b.advantage_B, expected.reshape(-1), atol=1e-4)
+  assert not b.advantage_B[4:8].any()
+  parts = stages.minibatches(b, stage, jax.random.key(0))
+  of = {row.batch.targets_BL[i, 0]: row.advantage_B[i] for row in parts for i in range(4)}
+  assert len(parts) == 4 and len(of) == 16
+  np.testing.assert_array_equal([of[i + 1] for i in range(16)], b.advantage_B)
+
+
+def test_prepare_asks_the_policy_for_the_old_and_the_reference_for_its_own(experiment, bare):
+  stage = experiment.stages[1]
+  recomputed = dataclasses.replace(stage.algorithm, old='recomputed')
+  stage = dataclasses.replace(stage, algorithm=recomputed)
+  state = states.State(None, 'policy', None, 'reference')
+  score = lambda who, b: np.full(b.sampled_BL.shape, {'policy': -1.0}[who])
+  refer = lambda who, b: np.full(b.sampled_BL.shape, {'reference': -2.0}[who])
+  b = stages.prepare(bare(experiment), stage, state, hand_made(np.ones(16)), score, refer)
+  assert (b.old_BL == -1).all() and (b.ref_BL == -2).all() and b.batch.targets_BL.shape == (16, 1)
+
+
+def hand_made(reward):
+  """Trajectories of one prompt token and one answer token each, the answer being the row + 1."""
+  n = len(reward)
+  ones = np.ones(n, int)
+  samples = Samples(ones.cumsum()[:, None], -np.ones((n, 1)), ones, ones > 0, ((None,), (None,)))
+  grades = [Grade(Outcome.WRONG, float(r)) for r in reward]
+  return Trajectories(ones[:, None], ones, samples, [''] * n, grades)
+
+
+def test_questions_go_on_from_step_to_step_and_carry_no_solution(experiment, bare):
+  run, stage = bare(experiment), experiment.stages[1]
+  asked = [e for step in range(3) for e in stages.questions(run, stage, step)]
+  assert [e.id for e in asked] == [e.id for e in run.task.examples('rl', 0, 12)]
+  assert all(e.solution is None for e in asked)
+
+
+def test_keys_differ_by_stage_and_step(experiment, bare):
+  run = bare(experiment)
+  other = dataclasses.replace(experiment.stages[1], name='more')
+  run.exp = dataclasses.replace(experiment, stages=(*experiment.stages, other))
+  keys = [prng.fold(stages.run_key(run, s), i) for s in run.exp.stages[1:] for i in range(2)]
+  assert len({np.asarray(jax.random.key_data(k)).tobytes() for k in keys}) == 4
+
+
+def test_one_minibatch_is_the_batch_itself(experiment):
+  stage = dataclasses.replace(experiment.stages[1], minibatches=1)
+  batch = rl.RLBatch(None, None, np.zeros(3), None, None)
+  assert stages.minibatches(batch, stage, jax.random.key(0)) == [batch]
