@@ -15,7 +15,7 @@ from r1jax.core.config import to_dict
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.presets import tiny_r1
 from r1jax.optim.optimizer import AdamW
-from r1jax.optim.schedules import Constant
+from r1jax.optim.schedules import Constant, Cosine
 from r1jax.rollout.collect import Limits
 from r1jax.tasks.gym import Gym
 from r1jax.train.experiment import Experiment
@@ -38,8 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
   # only lose what was learned.
   sft = SFT(AdamW(Constant(2e-3, warmup=50)), steps=450, examples=500, lines=8, length=128)
   rl = RL(
-    AdamW(Constant(4e-4, warmup=10), weight_decay=0.0),
-    steps=60,
+    AdamW(Cosine(4e-4, 4e-5, steps=70, warmup=10), weight_decay=0.0),
+    steps=70,
     prompts=24,
     algorithm=GRPO(group=10, clip=Clip(0.2, 0.28), aggregate=TokenMean()),
     limits=LIMITS,

@@ -45,7 +45,8 @@ class Engine:
       f = functools.partial(
         generate, cfg=self.cfg, sampling=sampling, stops=self.stops, limit=limit
       )
-      what = f'rollout of {prompts_BP.shape[0]} × {limit} tokens'
+      kind = 'rollout' if sampling.temperature else 'greedy rollout'
+      what = f'{kind} of {prompts_BP.shape[0]} × {limit} tokens'
       self._programs[name] = Program(what, f, self._announce)
     rows = place.rows(self.mesh, (prompts_BP, lengths_B, key_B))
     return self._programs[name](params, *rows)

@@ -20,7 +20,14 @@ Row = Mapping[str, Any]
 BLACK, ORANGE, SKY, GREEN = '#000000', '#E69F00', '#56B4E9', '#009E73'
 BLUE, VERMILLION, PURPLE, GREY = '#0072B2', '#D55E00', '#CC79A7', '#8A8A8A'
 STAGES = {'sft': BLUE, 'grpo': VERMILLION}
-PARTS = {'rollout': SKY, 'reward': GREEN, 'train': ORANGE, 'compile': GREY, 'evaluate': PURPLE}
+PARTS = {
+  'rollout': SKY,
+  'reward': GREEN,
+  'train': ORANGE,
+  'compile': GREY,
+  'evaluate': PURPLE,
+  'checkpoint': BLACK,
+}
 COLUMNS = 3
 
 
@@ -215,11 +222,11 @@ def _times(rows: Sequence[Row]) -> Panel | None:
         left[stage] += share
     names = [f'{stage.upper()}\n{sum(split[stage].values()):.0f} s' for stage in split]
     axes.set_yticks(range(len(split)), names)
-    axes.set_ylim(len(split) - 0.5, -0.95)  # the first stage on top, the legend above it
+    axes.set_ylim(len(split) - 0.5, -1.15)  # the first stage on top, the legend above it
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=' %'))
     axes.grid(False)
-    axes.legend(fontsize=8, frameon=False, loc='upper center', ncols=len(parts), columnspacing=1)
+    axes.legend(fontsize=8, frameon=False, loc='upper center', ncols=3, columnspacing=1)
     _label(axes, 'Where the time goes', 'share of the stage', '')
 
   return panel

@@ -92,6 +92,7 @@ def run_stage(run: Run, point: Point) -> Point:
     figures = run.evaluate(state.params, f'after {stage.name.upper()}', stage.steps)
     evaluations = [*point.evaluations, figures | {'stage': stage.name}]
     run.save(state, number + 1, 0, evaluations)
+    run.writer.write(stage.steps, stage.name, run.timers.take())
   return enter(run, number + 1, state.params, evaluations)
 
 

@@ -24,6 +24,6 @@ def machine() -> str:
   ).stdout.strip()
   device = jax.devices()[0]
   return (
-    f'{platform.machine()}, {device.platform} {device.device_kind}, {jax.device_count()} device(s), '
+    f'{platform.machine()}, {jax.device_count()} × {device.platform} {device.device_kind}, '
     f'Python {platform.python_version()}, jax {jax.__version__}, r1jax {revision}'
   )

@@ -1,10 +1,11 @@
-"""The quickstart's bars: time, memory, what GRPO gains, what the same compute of SFT gains instead, what the chain is worth.
+"""The quickstart's bars: time, memory, what GRPO gains, what SFT gains instead, the chain's worth.
 
   python -m tests.benchmarks.quickstart [--seeds=0,1,2] [--workdir=runs/benchmark]
 
-For each seed: the quickstart in a process of its own (time and peak memory measured from outside), then its control,
-which starts from the same SFT checkpoint and continues SFT on the same worked solutions for the RL stage's compute.
-Compute is counted in token passes (forward 1, backward 2) of padded batches; see `control_steps`.
+For each seed: the quickstart in a process of its own (time and peak memory measured from outside),
+then its control, which starts from the same SFT checkpoint and continues SFT on the same worked
+solutions for the RL stage's compute. Compute is counted in token passes (forward 1, backward 2) of
+padded batches; see `control_steps`.
 """
 
 import argparse
@@ -23,7 +24,10 @@ from tests.benchmarks.bars import bar, machine
 
 
 def control_steps(exp: Experiment) -> int:
-  """SFT steps with at least the token passes of the RL stage: rollout 1, reference 1, training 3 an RL token."""
+  """SFT steps with at least the RL stage's token passes.
+
+  An RL token is passed in the rollout (1), by the reference (1) and in training (3).
+  """
   sft, rl = exp.stages
   width = rl.limits.prompt + rl.limits.completion
   passes_rl = rl.steps * rl.prompts * rl.algorithm.group * width * (1 + 1 + 3)
@@ -75,12 +79,16 @@ def one_seed(seed: int, root: pathlib.Path) -> dict[str, float]:
   summary = json.loads((run / 'summary.json').read_text())
   again = json.loads((run / 'evaluation.json').read_text())
   sft, grpo = summary['evaluations']
-  subprocess.run(
-    [python, '-m', 'r1jax.bin.train', '--config=configs/quickstart_control.py', f'--workdir={control}',
-     f'--config.seed={seed}', f'--config.init={run}/checkpoints/{exp.stages[0].steps}',
-     f'--config.stages[0].steps={control_steps(exp)}', f'--config.stages[0].optimizer.schedule.steps={control_steps(exp)}'],
-    check=True,
-  )  # fmt: skip
+  steps = control_steps(exp)
+  overrides = {
+    'seed': seed,
+    'init': run / 'checkpoints' / str(exp.stages[0].steps),
+    'stages[0].steps': steps,
+    'stages[0].optimizer.schedule.steps': steps,
+  }
+  command = [python, '-m', 'r1jax.bin.train', '--config=configs/quickstart_control.py']
+  command += [f'--workdir={control}', *(f'--config.{k}={v}' for k, v in overrides.items())]
+  subprocess.run(command, check=True)
   (more,) = json.loads((control / 'summary.json').read_text())['evaluations']
   return {
     'seconds': seconds,
@@ -115,7 +123,7 @@ def main() -> None:
   if len(gains) > 1:
     for name in ('gain', 'control'):
       half = 1.96 * statistics.stdev(column[name]) / len(gains) ** 0.5
-      print(f'{name}: {statistics.mean(column[name]):.1f} ± {half:.1f} points over {len(gains)} seeds (normal 95 %)')
+      print(f'{name}: {statistics.mean(column[name]):.1f} ± {half:.1f} points (normal 95 %)')
   print()
   bar('quickstart_seconds_max', max(column['seconds']), '≤', 480, 's')
   bar('quickstart_peak_memory_max', max(column['memory']), '<', 4, 'GiB')

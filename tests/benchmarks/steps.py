@@ -1,9 +1,10 @@
-"""Tokens/s of rollout, SFT and GRPO at a fixed tiny config, where the time of a GRPO step goes, and decode's temporaries.
+"""Tokens/s of rollout, SFT and GRPO at the quickstart's config, time split, decode temporaries.
 
   python -m tests.benchmarks.steps [--steps=8]
 
-Padded tokens count (a batch is what is computed). Temporaries are XLA's own figure for one compiled decode step with
-the cache donated, at a depth (24 layers) and length (2,048) where a copied cache would show.
+Padded tokens count (a batch is what is computed). Temporaries are XLA's own figure for one compiled
+decode step with the cache donated, at a depth (24 layers) and length (2,048) where a copied cache
+would show.
 """
 
 import argparse
@@ -63,16 +64,30 @@ def main() -> None:
   print(machine())
   rows, exp = measured(args.steps)
   sft, rl = exp.stages
-  seconds = lambda stage, name: np.array([r.get(f'time/{name}', 0.0) for r in rows if r['stage'] == stage][1:])
+  seconds = lambda stage, name: np.array(
+    [r.get(f'time/{name}', 0.0) for r in rows if r['stage'] == stage][1:]
+  )
   samples = rl.prompts * rl.algorithm.group
   width = rl.limits.prompt + rl.limits.completion
   print(f'{"":10} {"tokens/s":>10}  (median of {args.steps - 1} steps)')
-  print(f'{"sft":10} {sft.lines * sft.length / np.median(seconds("sft", "train")):10.0f}  training, {sft.lines} × {sft.length}')
-  print(f'{"rollout":10} {samples * rl.limits.completion / np.median(seconds("grpo", "rollout")):10.0f}  decode slots, {samples} samples')
-  print(f'{"grpo":10} {samples * (width - 1) / np.median(seconds("grpo", "train")):10.0f}  training with reference scores, {samples} × {width - 1}')
-  total = {n: sum(r.get(f'time/{n}', 0.0) for r in rows) for n in ('rollout', 'reward', 'train', 'compile', 'evaluate', 'checkpoint')}
+  table = (
+    ('sft', 'train', sft.lines * sft.length, f'training, {sft.lines} × {sft.length}'),
+    ('rollout', 'rollout', samples * rl.limits.completion, f'decode slots, {samples} samples'),
+    ('grpo', 'train', samples * (width - 1), f'training and scoring, {samples} × {width - 1}'),
+  )
+  for name, part, tokens, what in table:
+    rate = tokens / np.median(seconds('sft' if name == 'sft' else 'grpo', part))
+    print(f'{name:10} {rate:10.0f}  {what}')
+  total = {
+    n: sum(r.get(f'time/{n}', 0.0) for r in rows)
+    for n in ('rollout', 'reward', 'train', 'compile', 'evaluate', 'checkpoint')
+  }
   whole = sum(total.values())
-  print('time: ' + ', '.join(f'{n} {100 * s / whole:.0f} %' for n, s in total.items()) + f' of {whole:.0f} s\n')
+  print(
+    'time: '
+    + ', '.join(f'{n} {100 * s / whole:.0f} %' for n, s in total.items())
+    + f' of {whole:.0f} s\n'
+  )
   deep = presets.tiny_r1(layers=24)
   flat = presets.tiny_dense(layers=24)
   bar('mla_decode_temporaries_over_cache', 100 * temporaries(deep), '<', 10, '%')

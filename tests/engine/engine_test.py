@@ -1,39 +1,50 @@
-"""One program for each (sampling, limit, shape), announced once."""
+"""One program for each (sampling, limit, shape), announced once; generation itself is a stub."""
 
 import contextlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core import prng
+from r1jax.engine import engine as engines
 from r1jax.engine.engine import Engine
 from r1jax.kernels.logprob.truncate import Sampling
-from r1jax.model.config import GQA, Dense, Layer, ModelConfig
-from r1jax.model.transformer import Transformer, dummy_inputs
-from r1jax.sharding import place
+from r1jax.sharding import mesh as meshes
+from r1jax.sharding.mesh import Mesh
 
-LAYER = Layer(GQA(heads=2, kv_heads=1, head=8), Dense(16))
-CFG = ModelConfig(vocab=16, embed=16, layers=(LAYER,), remat='none')
+KEYS = prng.fold_rows(jax.random.key(0), np.arange(8))
+PROMPTS, LENGTHS = np.arange(24).reshape(8, 3), np.arange(8)
 
 
-def test_programs_are_compiled_once_and_parameters_are_used_as_they_lie():
+def stub(params, prompts_BP, lengths_B, key_B, *, cfg, sampling, stops, limit):
+  assert (cfg, stops, key_B.shape) == ('cfg', (3, 5), (8,))
+  return prompts_BP * params + limit, lengths_B / (sampling.temperature or 1)
+
+
+def test_programs_are_compiled_once_and_parameters_are_used_as_they_lie(monkeypatch):
+  monkeypatch.setattr(engines, 'generate', stub)
   heard = []
 
   def announce(what):
     heard.append(what)
     return contextlib.nullcontext()
 
-  params = place.init(Transformer(CFG), jax.random.key(0), None, dummy_inputs(CFG))
-  engine = Engine(CFG, (3,), announce=announce)
-  lengths, keys = np.array([3, 1]), prng.fold_rows(jax.random.key(0), np.arange(2))
-  prompts = np.array([[1, 2, 4], [5, 0, 0]], np.int32)
-  first = engine(params, prompts, lengths, keys, Sampling(), 4)
-  again = engine(params, prompts, lengths, keys, Sampling(), 4)
-  np.testing.assert_array_equal(first.tokens_BT, again.tokens_BT)
-  engine(params, prompts, lengths, keys, Sampling(), 5)
-  assert heard == ['rollout of 2 × 4 tokens', 'rollout of 2 × 5 tokens']
-  other = jax.tree.map(lambda x: x + 1, params)  # new weights, no new program
-  assert not np.array_equal(
-    engine(other, prompts, lengths, keys, Sampling(), 4).logp_BT, first.logp_BT
-  )
-  assert len(heard) == 2
+  engine = Engine('cfg', (3, 5), announce=announce)
+  for params in (jnp.int32(1), jnp.int32(7)):  # new weights, no new program
+    rows, halves = engine(params, PROMPTS, LENGTHS, KEYS, Sampling(2.0), 4)
+    np.testing.assert_array_equal(rows, PROMPTS * int(params) + 4)
+    np.testing.assert_array_equal(halves, LENGTHS / 2)
+  engine(jnp.int32(1), PROMPTS, LENGTHS, KEYS, Sampling(2.0), 5)
+  engine(jnp.int32(1), PROMPTS[:, :2], LENGTHS, KEYS, Sampling(2.0), 5)
+  engine(jnp.int32(1), PROMPTS, LENGTHS, KEYS, Sampling(), 5)
+  assert heard == ['rollout of 8 × 4 tokens', *['rollout of 8 × 5 tokens'] * 3]
+
+
+def test_on_a_mesh_rows_are_split_over_the_batch_axes(monkeypatch):
+  monkeypatch.setattr(engines, 'generate', stub)
+  mesh = meshes.make(Mesh(fsdp=2, expert=2, tensor=2))
+  with jax.set_mesh(mesh):
+    made, _ = Engine('cfg', (3, 5), mesh)(jnp.int32(1), PROMPTS, LENGTHS, KEYS, Sampling(), 4)
+  np.testing.assert_array_equal(made, PROMPTS + 4)
+  assert {shard.data.shape for shard in made.addressable_shards} == {(2, 3)}

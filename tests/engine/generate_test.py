@@ -32,6 +32,14 @@ PROMPTS = np.random.default_rng(0).integers(0, 32, (B, P)).astype(np.int32)
 GREEDY = Sampling(temperature=0.0)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """Compiling dominates these tests."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='module')
 def params():
   return place.init(Transformer(CFG), jax.random.key(0), None, dummy_inputs(CFG))

@@ -28,6 +28,7 @@ GRPO = SFT | {
   'greedy_accuracy': 0.8,
   'self_checks': 0.65,
   'length': 30.0,
+  'no_thought_accuracy': 0.025,
 }
 ROWS = [
   {'stage': 'sft', 'step': 1, 'loss': 2.0, 'tokens_per_s': 100.0, 'time/train': 1.0},
@@ -67,18 +68,19 @@ def test_wilson_refuses_what_is_no_proportion():
 
 def test_table():
   assert report.table([SFT, GRPO]).splitlines() == [
-    '            accuracy (T=1)    95 % interval  greedy  length  self-checks  well-formed',
-    '─' * 85,
-    'after SFT           50.0 %  46.9 % – 53.1 %  50.0 %    21.2        +0.00       98.0 %',
-    'after GRPO          75.0 %  72.3 % – 77.6 %  80.0 %    30.0        +0.25       98.0 %',
-    '─' * 85,
-    'length: mean tokens an answer; self-checks: an answer, beyond the SFT rate',
+    '            accuracy (T=1)    95 % interval  greedy  no chain  length  self-checks  well-formed',  # noqa: E501
+    '─' * 95,
+    'after SFT           50.0 %  46.9 % – 53.1 %  50.0 %         –    21.2        +0.00       98.0 %',  # noqa: E501
+    'after GRPO          75.0 %  72.3 % – 77.6 %  80.0 %     2.5 %    30.0        +0.25       98.0 %',  # noqa: E501
+    '─' * 95,
+    'no chain: the thought forced empty; length: mean tokens an answer; '
+    'self-checks: an answer, beyond the SFT rate',
   ]
 
 
 def test_table_of_little():
   row = report.table([{'name': 'after GRPO', 'stage': 'grpo'}]).splitlines()[2]
-  assert row.split() == ['after', 'GRPO', *'––––––']
+  assert row.split() == ['after', 'GRPO', *'–––––––']
 
 
 def test_summary():

@@ -33,8 +33,8 @@ def binary():
 
 @pytest.fixture(scope='session')
 def trained(binary, tmp_path_factory):
-  """The workdir of a tiny run, and what it printed."""
+  """The workdir of a tiny run of one stage, and what it printed."""
   workdir = tmp_path_factory.mktemp('trained') / 'run'
-  out = binary('train', f'--config={CONFIG}', f'--workdir={workdir}')
+  out = binary('train', f'--config={CONFIG}:sft', f'--workdir={workdir}')
   assert out.returncode == 0, out.stderr
   return workdir, out.stdout, out.stderr

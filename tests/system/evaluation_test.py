@@ -2,21 +2,35 @@
 
 import json
 
+import pytest
+
+
+def compare(workdir, printed, binary, name, step, file):
+  """The last figures of a training run and those of its newest checkpoint are the same."""
+  last = json.loads((workdir / 'summary.json').read_text())['evaluations'][-1]
+  out = binary('evaluate', f'--checkpoint={workdir}', f'--out={file}', '--show=1')
+  assert out.returncode == 0, out.stderr
+  figures = json.loads(file.read_text())
+  assert figures.pop('name') == f'step {step}' and last.pop('name') == name
+  assert figures.pop('step') == step and last.pop('step') == 4  # of the run, of the stage
+  assert {'samples', 'correct', 'greedy_accuracy', 'length', 'shown'} <= figures.keys()
+  assert figures == {key: last[key] for key in figures}
+  assert figures['samples'] == 32 and len(figures['shown']) == 3
+  assert figures['shown'][0]['completion'] in out.stdout
+  row = lambda text, start: next(l for l in text.splitlines() if l.startswith(start)).split()[2:14]
+  # Self-checks beyond the SFT rate come after these: one checkpoint alone knows no SFT rate.
+  assert row(out.stdout, f'step {step}') == row(printed, name)
+
 
 def test_a_new_process_measures_the_same_figures_exactly(trained, binary, tmp_path):
   workdir, printed, _ = trained
-  last = json.loads((workdir / 'summary.json').read_text())['evaluations'][-1]
-  out = binary(
-    'evaluate', f'--checkpoint={workdir}', f'--out={tmp_path / "figures.json"}', '--show=1'
-  )
+  compare(workdir, printed, binary, 'after SFT', 4, tmp_path / 'figures.json')
+
+
+@pytest.mark.slow
+def test_a_new_process_measures_the_same_figures_after_grpo(binary, tmp_path):
+  workdir = tmp_path / 'run'
+  out = binary('train', '--config=tests/system/tiny_config.py', f'--workdir={workdir}')
   assert out.returncode == 0, out.stderr
-  figures = json.loads((tmp_path / 'figures.json').read_text())
-  assert figures.pop('name') == 'step 8' and last.pop('name') == 'after GRPO'
-  assert figures.pop('step') == 8 and last.pop('step') == 4  # updates of the run, of the stage
-  assert {'samples', 'correct', 'greedy_accuracy', 'length', 'shown'} <= figures.keys()
-  assert figures == {name: last[name] for name in figures}
-  assert figures['samples'] == 32 and len(figures['shown']) == 3
-  assert figures['shown'][0]['completion'] in out.stdout
-  row = lambda text, name: next(l for l in text.splitlines() if l.startswith(name)).split()[2:14]
-  # Self-checks beyond the SFT rate come after these: one checkpoint alone knows no SFT rate.
-  assert row(out.stdout, 'step 8') == row(printed, 'after GRPO')
+  assert 'grpo  4/4  100%' in out.stderr
+  compare(workdir, out.stdout, binary, 'after GRPO', 8, tmp_path / 'figures.json')

@@ -1,4 +1,7 @@
-"""A run of seconds, for tests: 20,000 parameters, the example task, four steps a stage."""
+"""A run of seconds, for tests: 20,000 parameters, the example task, four steps a stage.
+
+tiny_config.py trains both stages, tiny_config.py:sft the first one.
+"""
 
 import pathlib
 
@@ -28,7 +31,7 @@ MODEL = ModelConfig(
 LIMITS = Limits(prompt=13, completion=16)
 
 
-def get_config():
+def get_config(stages='sft grpo'):
   """The experiment as a ConfigDict."""
   sft = SFT(AdamW(Constant(1e-2)), steps=4, examples=16, lines=8, length=64)
   rl = RL(
@@ -40,6 +43,5 @@ def get_config():
   )
   evaluation = Evaluation(problems=16, samples=2, batch=8, limits=LIMITS)
   every = Checkpoint(every=2)
-  return to_dict(
-    Experiment('tiny', MODEL, File(str(TASK)), (sft, rl), evaluation, checkpoint=every)
-  )
+  chosen = tuple(stage for stage in (sft, rl) if stage.name in stages)
+  return to_dict(Experiment('tiny', MODEL, File(str(TASK)), chosen, evaluation, checkpoint=every))

@@ -26,8 +26,8 @@ from r1jax.train.supervised import SFT
 from r1jax.train.telemetry import Timers
 
 TASK = pathlib.Path(__file__).parents[1] / 'tasks' / 'my_task_example.py'
-ATTENTION = MLA(heads=2, nope=8, rope=8, value=8, kv_latent=16, q_latent=16, std=0.2)
-EXPERTS = MoE(ffw=16, experts=4, active=2, groups=2, active_groups=1, std=0.2)
+ATTENTION = MLA(heads=2, nope=8, rope=8, value=8, kv_latent=16, std=0.2)
+EXPERTS = MoE(ffw=16, experts=4, active=2, std=0.2)
 SPARSE = Layer(ATTENTION, EXPERTS)
 CFG = ModelConfig(
   vocab=272,  # even, where the tokenizer has 265 ids

@@ -9,7 +9,10 @@ import numpy as np
 from r1jax.core import tree
 from r1jax.data.batch import Row, batch
 from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.model.config import GQA, Dense, Layer, ModelConfig
+from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.train import forward
+from r1jax.train import state as states
 from r1jax.train.forward import Auxiliary
 
 DATA = batch(
@@ -26,16 +29,21 @@ def test_denominators_count_target_tokens_and_sequences_of_each_expert_layer(exp
   ] * 3
 
 
-def test_detached_prediction_modules_learn_without_moving_the_trunk(experiment, params):
+DENSE = Layer(GQA(heads=2, kv_heads=1, head=8, std=0.2), Dense(16, std=0.2))
+SMALL = ModelConfig(vocab=16, embed=16, layers=(DENSE,), mtp=(DENSE,), std=0.3, remat='none')
+
+
+def test_detached_prediction_modules_learn_without_moving_the_trunk():
+  params = states.init_params(Transformer(SMALL), 0, None, dummy_inputs(SMALL))
   aux = Auxiliary(mtp=0.5, detach_mtp=True, balance=0.0)
 
   @functools.partial(jax.jit, static_argnums=1)
   def gradient(params, detach):
     def loss(params):
-      d = forward.denominators(DATA, jnp.float32(5), experiment.model)
-      out, _ = forward.run(params, experiment.model, DATA, Sampling(), None, detach)
+      d = forward.denominators(DATA, jnp.float32(5), SMALL)
+      out, _ = forward.run(params, SMALL, DATA, Sampling(), None, detach)
       a = Auxiliary(aux.mtp, detach, aux.balance)
-      return forward.auxiliary(params, experiment.model, DATA, out, a, d)[0]
+      return forward.auxiliary(params, SMALL, DATA, out, a, d)[0]
 
     return jax.grad(loss)(params)
 

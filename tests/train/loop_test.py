@@ -11,7 +11,7 @@ import pytest
 
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core.errors import UserError
-from r1jax.train import loop
+from r1jax.train import loop, telemetry
 from r1jax.train.loop import train
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -54,7 +54,7 @@ def arrays(workdir, step=None):
 def test_a_run_leaves_its_files(exp, finished):
   workdir, summary = finished
   assert Store(workdir / FOLDER).steps() == [2, 3, 7, 9]  # in updates, two an RL step
-  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  rows = telemetry.read(workdir)
   assert [(r['stage'], r['step']) for r in rows] == [
     (s, i) for s in ('sft', 'grpo') for i in (1, 2, 3)
   ]
