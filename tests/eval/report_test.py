@@ -15,6 +15,7 @@ SFT = {
   'samples': 1024,
   'correct': 512,
   'greedy_accuracy': 0.5,
+  'no_thought_accuracy': 0.025,
   'greedy_samples': 256,
   'length': 21.25,
   'self_checks': 0.4,
@@ -28,7 +29,6 @@ GRPO = SFT | {
   'greedy_accuracy': 0.8,
   'self_checks': 0.65,
   'length': 30.0,
-  'no_thought_accuracy': 0.025,
 }
 ROWS = [
   {'stage': 'sft', 'step': 1, 'loss': 2.0, 'tokens_per_s': 100.0, 'time/train': 1.0},
@@ -70,7 +70,7 @@ def test_table():
   assert report.table([SFT, GRPO]).splitlines() == [
     '            accuracy (T=1)    95 % interval  greedy  no chain  length  self-checks  well-formed',  # noqa: E501
     '─' * 95,
-    'after SFT           50.0 %  46.9 % – 53.1 %  50.0 %         –    21.2        +0.00       98.0 %',  # noqa: E501
+    'after SFT           50.0 %  46.9 % – 53.1 %  50.0 %     2.5 %    21.2        +0.00       98.0 %',  # noqa: E501
     'after GRPO          75.0 %  72.3 % – 77.6 %  80.0 %     2.5 %    30.0        +0.25       98.0 %',  # noqa: E501
     '─' * 95,
     'no chain: the thought forced empty; length: mean tokens an answer; '
