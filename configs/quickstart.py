@@ -4,7 +4,7 @@ The laptop-size main job. Or: bash launch/quickstart.sh
 
   python -m r1jax.bin.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Needs: two CPU cores, 2 GiB, 8 minutes. A single TPU or GPU works as well.
+Needs: two CPU cores, 2 GiB, 8 minutes. Not yet run on TPU or GPU.
 """
 
 import ml_collections
@@ -18,7 +18,7 @@ from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant, Cosine
 from r1jax.rollout.collect import Limits
 from r1jax.tasks.gym import Gym
-from r1jax.train.experiment import Experiment
+from r1jax.train.experiment import Checkpoint, Experiment
 from r1jax.train.rl import RL
 from r1jax.train.supervised import SFT
 
@@ -45,5 +45,12 @@ def get_config() -> ml_collections.ConfigDict:
     limits=LIMITS,
   )
   return to_dict(
-    Experiment('quickstart', tiny_r1(), SUMS, (sft, rl), evaluation=Evaluation(limits=LIMITS))
+    Experiment(
+      'quickstart',
+      tiny_r1(),
+      SUMS,
+      (sft, rl),
+      evaluation=Evaluation(limits=LIMITS),
+      checkpoint=Checkpoint(every=50),
+    )
   )

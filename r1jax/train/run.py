@@ -129,7 +129,8 @@ def open_run(exp: Experiment, workdir: pathlib.Path) -> Iterator[Run]:
   """Builds everything, writes config and versions beside the results, closes all at the end."""
   tok = make_tokenizer(exp.tokenizer)
   task = make_task(exp.task)
-  mesh = meshes.make(exp.mesh) if len(jax.devices()) > 1 else None
+  mesh = meshes.make(exp.mesh)
+  mesh = mesh if mesh.size > 1 else None
   check(exp, tok, task, mesh)
   store = Store(workdir / FOLDER, exp.checkpoint.keep)
   check_same(exp, workdir, store)

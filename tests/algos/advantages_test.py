@@ -44,20 +44,20 @@ def test_closed_form():
 
 @pytest.mark.parametrize('scale', [Std(), Centered()])
 @given(reward=st.floats(-1e6, 1e6, width=32), shape=st.sampled_from([(1, 1), (3, 1), (2, 7)]))
-def test_contract10_zero_variance_and_groups_of_one_are_exactly_zero(scale, reward, shape):
+def test_contract_10_zero_variance_and_groups_of_one_are_exactly_zero(scale, reward, shape):
   got = group_advantages(jnp.full(shape, reward, jnp.float32), scale)
   np.testing.assert_array_equal(got, np.zeros(shape))
 
 
 @given(reward_PG=GROUPS)
-def test_contract10_statistics_come_before_the_split(reward_PG):
+def test_contract_10_statistics_come_before_the_split(reward_PG):
   """Slices of prompts give the slices of the whole: groups do not see each other."""
   whole = group_advantages(jnp.asarray(reward_PG), Std())
   parts = [group_advantages(jnp.asarray(row[None]), Std()) for row in reward_PG]
   np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-def test_contract10_a_group_that_was_split_would_differ():
+def test_contract_10_a_group_that_was_split_would_differ():
   reward_PG = jnp.array([[1.0, 1.0, 0.0, 0.0]])
   np.testing.assert_allclose(group_advantages(reward_PG, Std()), [[1, 1, -1, -1]], rtol=1e-5)
   np.testing.assert_array_equal(group_advantages(reward_PG.reshape(2, 2), Std()), np.zeros((2, 2)))

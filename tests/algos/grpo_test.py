@@ -107,7 +107,7 @@ def parts_of(cfg, order, sizes):
 
 @pytest.mark.parametrize('cfg', FAMILY)
 @given(order=st.permutations(range(B)), sizes=st.sampled_from([[1] * 8, [4, 4], [1, 4, 1, 1, 1]]))
-def test_contract1_any_microbatch_split_gives_the_same_gradient(cfg, order, sizes):
+def test_contract_01_any_microbatch_split_gives_the_same_gradient(cfg, order, sizes):
   total, weight, grad = sum_and_grad(cfg)
   parts = parts_of(cfg, order, sizes)
   totals, weights, grads = (sum(x) for x in zip(*parts))
@@ -115,7 +115,7 @@ def test_contract1_any_microbatch_split_gives_the_same_gradient(cfg, order, size
   np.testing.assert_allclose(grads / weights, grad / weight, rtol=1e-12, atol=1e-14)
 
 
-def test_contract1_a_mean_of_means_would_differ():
+def test_contract_01_a_mean_of_means_would_differ():
   parts = parts_of(DAPO, ROWS, [4, 4])
   wrong = np.mean([grad / weight for _, weight, grad in parts], axis=0)
   _, weight, grad = sum_and_grad(DAPO)
@@ -124,7 +124,7 @@ def test_contract1_a_mean_of_means_would_differ():
 
 @pytest.mark.parametrize('cfg', FAMILY)
 @pytest.mark.parametrize('junk', [np.nan, np.inf, -np.inf, 1e4])
-def test_contract1_padding_reaches_neither_value_nor_gradient(cfg, junk):
+def test_contract_01_padding_reaches_neither_value_nor_gradient(cfg, junk):
   def f(logp_BL, old_BL, ref_BL):
     (total, weight), metrics = loss(logp_BL, old_BL, ref_BL, jnp.asarray(ADV), mask(), cfg)
     return total, (weight, metrics)
@@ -136,7 +136,7 @@ def test_contract1_padding_reaches_neither_value_nor_gradient(cfg, junk):
   np.testing.assert_array_equal(np.where(mask(), 0, got[1]), 0)
 
 
-def test_contract9_masks_come_from_lengths_and_never_from_ids():
+def test_contract_09_masks_come_from_lengths_and_never_from_ids():
   """The last token may equal padding; it counts, since the length says so."""
   got = completion_mask(jnp.array([0, 2, 4]), 4)
   np.testing.assert_array_equal(got, [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
@@ -146,7 +146,7 @@ def test_contract9_masks_come_from_lengths_and_never_from_ids():
   np.testing.assert_array_equal(got, [[0, 1, 0], [0, 1, 1]])
 
 
-def test_contract9_truncated_answers_count_or_are_masked_as_configured():
+def test_contract_09_truncated_answers_count_or_are_masked_as_configured():
   truncated_B = jnp.asarray(LENGTH == L)
   counted = loss_mask(mask(), truncated_B, GRPO(truncated='count'))
   masked = loss_mask(mask(), truncated_B, GRPO(truncated='mask'))

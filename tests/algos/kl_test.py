@@ -81,25 +81,25 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize('length', [1, 2])
 class TestContract2:
-  def test_k1_has_zero_expected_gradient_on_policy(self, length):
+  def test_contract_02_k1_has_zero_expected_gradient_on_policy(self, length):
     zero = {name: np.zeros_like(x) for name, x in POLICY.items()}
     assert_same(expected_grad(K1(), POLICY, POLICY, length), zero)
 
-  def test_k2_descends_the_reverse_kl_on_policy(self, length):
+  def test_contract_02_k2_descends_the_reverse_kl_on_policy(self, length):
     _, want = exact(reverse, POLICY, length)
     assert_same(expected_grad(K2(), POLICY, POLICY, length), want)
 
-  def test_k3_descends_the_forward_kl_on_policy(self, length):
+  def test_contract_02_k3_descends_the_forward_kl_on_policy(self, length):
     _, want = exact(forward, POLICY, length)
     assert_same(expected_grad(K3(), POLICY, POLICY, length), want)
 
   @pytest.mark.parametrize('old', [POLICY, OLD], ids=['on-policy', 'off-policy'])
-  def test_unbiased_descends_the_reverse_kl(self, length, old):
+  def test_contract_02_unbiased_descends_the_reverse_kl(self, length, old):
     _, want = exact(reverse, old, length)
     assert_same(expected_grad(Unbiased(), POLICY, old, length), want)
 
   @pytest.mark.parametrize('spec', [K1(), K2(), K3()])
-  def test_the_others_are_biased_off_policy(self, length, spec):
+  def test_contract_02_the_others_are_biased_off_policy(self, length, spec):
     _, want = exact(reverse, OLD, length)
     got = expected_grad(spec, POLICY, OLD, length)
     assert np.abs(got['first'] - want['first']).max() > 0.01

@@ -30,7 +30,7 @@ def test_cross_entropy_ignores_what_has_no_weight(junk):
   np.testing.assert_array_equal(grad, [[-1, 0]])
 
 
-def test_contract15_targets_and_weights_of_depth_1_and_2():
+def test_contract_15_targets_and_weights_of_depth_1_and_2():
   target_BL, weight_BL = mtp_targets(jnp.asarray(TARGET), jnp.asarray(WEIGHT), 1)
   np.testing.assert_array_equal(target_BL, [[12, 20, 21, 22, 23, 0, 0], [24, 25, 0, 0, 0, 0, 0]])
   np.testing.assert_array_equal(weight_BL, [[0, 1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0, 0]])
@@ -40,7 +40,7 @@ def test_contract15_targets_and_weights_of_depth_1_and_2():
 
 
 @given(data=st.data(), L=st.sampled_from([1, 6]), depth=st.sampled_from([1, 2, 7]))
-def test_contract15_a_token_counts_iff_it_counts_in_the_main_loss(data, L, depth):
+def test_contract_15_a_token_counts_iff_it_counts_in_the_main_loss(data, L, depth):
   """Depth d at i is token i+1+d, with the weight of that token in the main loss."""
   bits = data.draw(st.lists(st.integers(0, 1), min_size=L + 1, max_size=L + 1))
   token, counts = np.arange(100, 101 + L), np.array(bits, np.float32)
@@ -51,7 +51,7 @@ def test_contract15_a_token_counts_iff_it_counts_in_the_main_loss(data, L, depth
     assert (got[0][0, i], got[1][0, i]) == want
 
 
-def test_contract15_packed_segments_are_independent():
+def test_contract_15_packed_segments_are_independent():
   target_BL, segment_BL = jnp.array([[1, 2, 3, 4, 5]]), jnp.array([[1, 1, 1, 2, 2]])
   _, weight_BL = mtp_targets(target_BL, jnp.array([[1.0, 1, 0, 1, 0]]), 1, segment_BL)
   np.testing.assert_array_equal(weight_BL, [[1, 0, 0, 0, 0]])
@@ -65,7 +65,7 @@ def test_mtp_loss_is_the_mean_over_depths_in_the_main_loss_s_unit():
   assert got[1] == cross_entropy(logp[0], jnp.asarray(WEIGHT))[1]
 
 
-def test_contract15_prompt_and_padding_have_no_gradient():
+def test_contract_15_prompt_and_padding_have_no_gradient():
   target_BL, weight_BL = mtp_targets(jnp.asarray(TARGET), jnp.asarray(WEIGHT), 1)
   logp_BL = jnp.where(target_BL >= 20, -1.0, jnp.nan)
   grad = jax.grad(lambda x: mtp_loss([x], [weight_BL], jnp.asarray(WEIGHT))[0])(logp_BL)

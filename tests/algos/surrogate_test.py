@@ -82,7 +82,7 @@ def test_weights_and_denominator_are_what_aggregate_uses(how):
 
 @pytest.mark.parametrize('how', HOWS)
 @pytest.mark.parametrize('junk', [np.nan, np.inf, 1e30])
-def test_contract1_padding_contributes_nothing(how, junk):
+def test_contract_01_padding_contributes_nothing(how, junk):
   """Neither junk under padding, nor padded columns, nor padded rows, change sum or weight."""
   want = aggregate(jnp.asarray(LOSS), jnp.asarray(MASK), how)
   loss_BL = np.pad(np.where(MASK, LOSS, junk), ((0, 2), (0, 3)), constant_values=junk)
