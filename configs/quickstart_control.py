@@ -1,7 +1,7 @@
 r"""The quickstart's control: no RL; SFT goes on with the same solutions for RL's compute.
 
   python -m r1jax.bin.train --config=configs/quickstart_control.py --workdir=runs/control \
-    --config.init=runs/quickstart/checkpoints/450
+    --config.init=runs/quickstart/checkpoints/1000
 
 tests/benchmarks/quickstart.py runs it for each seed, with the number of steps that it computes.
 Needs: as the quickstart.
@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   sft, _ = exp.stages
   steps = 2000
   optimizer = dataclasses.replace(
-    sft.optimizer, schedule=Cosine(2e-3, 2e-4, steps=steps, warmup=50)
+    sft.optimizer, schedule=Cosine(1e-3, 1e-4, steps=steps, warmup=50)
   )
   more = dataclasses.replace(sft, name='sft_more', steps=steps, optimizer=optimizer)
   return to_dict(dataclasses.replace(exp, name='quickstart control', stages=(more,)))

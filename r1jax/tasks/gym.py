@@ -38,6 +38,7 @@ class Gym:
   """Dataset and its options by name, `(('min_terms', 3), …)`.
 
   style 'plain' asks the dataset's own question, 'bare' its expression alone ('4 + 3 - 2').
+  terse: the share of worked solutions that take all steps at once (`solutions.py`).
   """
 
   dataset: str = 'chain_sum'
@@ -45,6 +46,7 @@ class Gym:
   style: Literal['plain', 'bare'] = 'plain'
   threshold: float = 0.99
   seed: int = 0
+  terse: float = 0.0
   weights: compose.RewardWeights = dataclasses.field(default_factory=compose.RewardWeights)
 
 
@@ -116,7 +118,7 @@ class GymTask:
       id=f'{self.name}/{self._base}/{index}',
       question=entry['metadata']['expression'] if bare else entry['question'],
       answer=entry['answer'],
-      solution=worked(entry) if worked else None,
+      solution=worked(entry, self._spec.terse) if worked else None,
       meta={'entry': entry},
     )
 
@@ -141,5 +143,7 @@ def _check(spec: Gym) -> None:
     raise UserError(
       f"{spec.dataset} depends on Python's hash seed, new in every process; set PYTHONHASHSEED=0"
     )
+  if not 0 <= spec.terse <= 1:
+    raise UserError(f'terse={spec.terse}; expected a share in [0, 1]')
   if not 0 < spec.threshold <= 1:
     raise UserError(f'threshold={spec.threshold}; expected a score in (0, 1]')

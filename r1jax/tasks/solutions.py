@@ -1,12 +1,16 @@
 """Worked solutions by rule: the cold start for reasoning-gym datasets, which ship answers only.
 
-chain_sum: a running sum, one step a line. `4 + 3 - 2 + 5` is worked as
+chain_sum: a running sum, one step a line, or the whole sum at once. `4 + 3 - 2 + 5`:
 
-    4+3=7
+    4+3=7            4+3-2+5=10
     7-2=5
     5+5=10
+
+Solutions that people write are of both kinds; `terse` is the share of the second one, decided by a
+coin that the question seeds. Which of the two pays is not in the data.
 """
 
+import random
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +20,7 @@ from r1jax.core.errors import UserError
 _CHAIN = re.compile(r'-?\d+(?: [+-] -?\d+)*')
 
 
-def chain_sum(entry: dict[str, Any]) -> str:
+def chain_sum(entry: dict[str, Any], terse: float = 0.0) -> str:
   """The running sum of a chain_sum entry; a single term is its own thought."""
   expression = entry['metadata']['expression']
   if not _CHAIN.fullmatch(expression):
@@ -31,7 +35,9 @@ def chain_sum(entry: dict[str, Any]) -> str:
     raise UserError(
       f'chain_sum gives {entry["answer"]} for {expression!r}, worked out it is {total}'
     )
+  if random.Random(expression).random() < terse:
+    return f'{expression.replace(" ", "")}={total}'
   return '\n'.join(lines) or first
 
 
-WORKED: dict[str, Callable[[dict[str, Any]], str]] = {'chain_sum': chain_sum}
+WORKED: dict[str, Callable[[dict[str, Any], float], str]] = {'chain_sum': chain_sum}

@@ -156,6 +156,7 @@ def test_datasets_without_a_single_answer():
     (Gym('countdown', style='bare'), "use 'plain' for countdown"),
     (Gym('codeio'), 'codeio ignores its seed'),
     (Gym(threshold=0.0), 'expected a score in'),
+    (Gym(terse=1.5), 'expected a share in'),
   ],
 )
 def test_errors(spec, message):
