@@ -1,4 +1,4 @@
-"""What the README shows is what is there: its example is the tested file, its links and paths exist."""
+"""What the README shows is what is there: the example is the tested file, links and paths exist."""
 
 import pathlib
 import re
@@ -15,7 +15,8 @@ def test_the_example_task_is_the_tested_file():
 
 def test_links_and_paths_exist():
   links = re.findall(r'\]\(([^)#:]+)\)', README)
-  paths = re.findall(r'`((?:model|algos|train|kernels|sharding|tests|launch|configs)/[\w/.]+)`', README)
+  folders = 'model|algos|train|kernels|sharding|tests|launch|configs'
+  paths = re.findall(rf'`((?:{folders})/[\w/.]+)`', README)
   assert links and paths
   for path in [*links, *paths]:
     assert (ROOT / path).exists() or (ROOT / 'r1jax' / path).exists(), path
