@@ -4,8 +4,9 @@ The laptop-size main job. Or: bash launch/quickstart.sh
 
   python -m r1jax.bin.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Needs: two CPU cores, 2 GiB, 8 minutes. Not yet run on TPU or GPU.
-Reached (seeds 0–2, tests/benchmarks/quickstart.py): 36 % after SFT, 73 % after GRPO, 50 % by more SFT.
+Needs: two CPU cores, 4 GiB, 7 minutes. Not yet run on TPU or GPU.
+Reached (seeds 0–2, tests/benchmarks/quickstart.py): 36 % after SFT, 73 % after GRPO;
+50 % by more SFT instead.
 """
 
 import ml_collections
