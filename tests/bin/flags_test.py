@@ -179,5 +179,5 @@ def test_an_interrupt_exits_130_with_one_line(folder):
   assert process.stdout.readline() == 'ready\n'
   time.sleep(0.2)
   process.send_signal(signal.SIGINT)
-  _, errors = process.communicate(timeout=20)
+  _, errors = process.communicate(timeout=120)
   assert (process.returncode, errors) == (130, 'interrupted\n')
