@@ -175,7 +175,9 @@ def test_help_lists_the_flags(folder):
 def test_an_interrupt_exits_130_with_one_line(folder):
   command = [sys.executable, 'binary.py', '--workdir=sleep']
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-  process = subprocess.Popen(command, cwd=folder, env=environment(), **pipes)
+  # A shell's background job, as which the tests may run, hands down an ignored SIGINT.
+  heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+  process = subprocess.Popen(command, cwd=folder, env=environment(), preexec_fn=heed, **pipes)
   assert process.stdout.readline() == 'ready\n'
   time.sleep(0.2)
   process.send_signal(signal.SIGINT)
