@@ -14,6 +14,8 @@ import ml_collections
 from r1jax.algos.grpo import GRPO
 from r1jax.algos.surrogate import Clip, TokenMean
 from r1jax.core.config import to_dict
+from r1jax.data.mix import Mixture, Part
+from r1jax.data.sources import Worked
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.presets import tiny_r1
 from r1jax.optim.optimizer import AdamW
@@ -44,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
   sft = SFT(
     AdamW(Cosine(2e-3, 5e-4, steps=1000, warmup=50)),
     steps=1000,
-    examples=2000,
+    data=Mixture((Part(Worked(2000)),)),
     lines=8,
     length=128,
   )

@@ -2,10 +2,15 @@
 
     python -m r1jax.bin.train --config=configs/quickstart.py --workdir=runs/quickstart
 
---config.PATH=VALUE overrides a field of the config.
+--config.PATH=VALUE overrides a field of the config. SIGTERM and Ctrl-C save and stop; the same
+command goes on from there. Several processes, one a host (launch/processes.sh starts them on one
+machine):
+
+    python -m r1jax.bin.train --coordinator=HOST:PORT --processes=4 --process=0 …
 """
 
 import pathlib
+import sys
 
 from absl import flags as absl_flags
 from absl import logging
@@ -18,23 +23,49 @@ WORKDIR = absl_flags.DEFINE_string(
   'runs/quickstart',
   'Folder for checkpoints, metrics and the report; started again, the run goes on.',
 )
+COORDINATOR = absl_flags.DEFINE_string(
+  'coordinator',
+  None,
+  "HOST:PORT of process 0 of several; 'auto' where the cluster tells (TPU pod, Slurm, Kubernetes).",
+)
+PROCESSES = absl_flags.DEFINE_integer('processes', None, 'How many processes there are.')
+PROCESS = absl_flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
+LOCAL_DEVICES = absl_flags.DEFINE_integer(
+  'local_devices', None, 'Virtual CPU devices of this process; for trying a mesh without hardware.'
+)
+PROFILE = absl_flags.DEFINE_string(
+  'profile',
+  None,
+  "Steps to trace, 'START:COUNT', of the first stage that reaches them, into WORKDIR/profile (XProf, Perfetto).",
+)
 
 
 def main(overrides: flags.Overrides) -> None:
   """Runs the experiment and prints its table."""
   from r1jax.eval import report
+  from r1jax.sharding import processes
   from r1jax.train.experiment import Experiment
   from r1jax.train.loop import train
+  from r1jax.train.profile import window
+  from r1jax.train.stop import Stopped
 
   exp = flags.load_config(Experiment, CONFIG.value, overrides)
   logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(WORKDIR.value)
+  processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, LOCAL_DEVICES.value)
+  profile = window(PROFILE.value) if PROFILE.value else None
   print(
     f'{exp.name}: seed {exp.seed}, stages {", ".join(s.name for s in exp.stages)}, '
     f'workdir {workdir}',
     flush=True,
   )
-  summary = train(exp, workdir)
+  try:
+    summary = train(exp, workdir, profile)
+  except Stopped as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(stopped.code)
+  if not processes.leader():
+    return
   print('\n' + report.table(summary['evaluations']))
   print(
     f'\n{workdir}/summary.json, {workdir}/report.png, {workdir}/metrics.jsonl, '

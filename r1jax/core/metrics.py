@@ -29,10 +29,15 @@ def prefix(metrics: Mapping[str, Mean], text: str) -> dict[str, Mean]:
   return {text + name: mean for name, mean in metrics.items()}
 
 
+def fetch(metrics: Mapping[str, Mean]) -> dict[str, tuple[float, float]]:
+  """The same pairs as Python floats."""
+  fetched = jax.device_get(dict(metrics))
+  return {name: (float(total), float(weight)) for name, (total, weight) in fetched.items()}
+
+
 def finish(metrics: Mapping[str, Mean]) -> dict[str, float]:
   """The means as Python floats; nan where the weight is 0."""
-  fetched = jax.device_get(dict(metrics))
-  return {name: _ratio(float(total), float(weight)) for name, (total, weight) in fetched.items()}
+  return {name: _ratio(*pair) for name, pair in fetch(metrics).items()}
 
 
 def _ratio(total: float, weight: float) -> float:

@@ -1,1 +1,5 @@
-"""From token rows to model batches: packing, shifting, order."""
+"""From documents to model batches: sources, mixing, order, packing, shifting, reading ahead.
+
+records ──sources──▶ rows ──mix, order──▶ documents of a shard ──pack──▶ lines ──batch──▶ Batch
+                                        └───────────── stream ─────────────┘
+"""

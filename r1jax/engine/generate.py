@@ -43,7 +43,9 @@ class _State(NamedTuple):
   out: Samples
 
 
-def _empty_routes(cfg: ModelConfig, batch: int, length: int) -> tuple:
+def empty_routes(cfg: ModelConfig, batch: int, length: int) -> tuple:
+  """Expert ids by position, not yet known: [run][block] of [n, B, L, A], None where dense."""
+
   def one(mlp: Any, n: int) -> jax.Array | None:
     return jnp.zeros((n, batch, length, mlp.active), jnp.int32) if isinstance(mlp, MoE) else None
 
@@ -99,7 +101,7 @@ def generate(
   cache = caches.empty(cfg, B, P + limit)
   logits_BV, cache, prompt_routes = prefill(params, cfg, prompts_BP, lengths_B, cache)
   routes = jax.tree.map(
-    lambda k, r: k.at[:, :, :P].set(r), _empty_routes(cfg, B, P + limit), prompt_routes
+    lambda k, r: k.at[:, :, :P].set(r), empty_routes(cfg, B, P + limit), prompt_routes
   )
 
   def draw(logits_BV: jax.Array, step: jax.Array, done_B: jax.Array, out: Samples) -> tuple:

@@ -19,8 +19,9 @@ Row = Mapping[str, Any]
 
 BLACK, ORANGE, SKY, GREEN = '#000000', '#E69F00', '#56B4E9', '#009E73'
 BLUE, VERMILLION, PURPLE, GREY = '#0072B2', '#D55E00', '#CC79A7', '#8A8A8A'
-STAGES = {'sft': BLUE, 'grpo': VERMILLION}
+STAGES = {'pretrain': GREEN, 'sft': BLUE, 'grpo': VERMILLION}
 PARTS = {
+  'data': BLUE,
   'rollout': SKY,
   'reward': GREEN,
   'train': ORANGE,
@@ -58,7 +59,11 @@ Panel = Callable[[Axes], None]
 
 def _panels(rows: Sequence[Row], evaluations: Sequence[Row]) -> list[Panel | None]:
   """The panels in reading order, None for one without data."""
+  held_out = next((e['held_out_loss'] for e in evaluations if 'held_out_loss' in e), None)
   return [
+    _curve(
+      rows, 'pretrain', 'loss', 'Pretraining loss', 'nats per token', held_out, 'held-out text'
+    ),
     _curve(rows, 'sft', 'loss', 'SFT loss', 'nats per token'),
     _curve(rows, 'grpo', 'reward', 'Reward', 'mean reward'),
     _accuracy(evaluations),
@@ -129,11 +134,12 @@ def _curve(
   title: str,
   unit: str,
   level: float | None = None,
+  level_name: str = 'after SFT',
   zero: bool = False,
 ) -> Panel | None:
   """A metric against the step: raw faint, smoothed strong.
 
-  level: a dashed line to compare with (after SFT); zero: the axis starts there.
+  level: a dashed line to compare with; zero: the axis starts there.
   """
   steps, values = series(rows, stage, key)
   if not steps:
@@ -144,7 +150,7 @@ def _curve(
     axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1, marker=dots, markersize=4)
     axes.plot(steps, smooth(values, max(len(values) // 12, 1)), color=colour, linewidth=2)
     if level is not None:
-      axes.axhline(level, color=STAGES['sft'], linewidth=1.2, linestyle='--', label='after SFT')
+      axes.axhline(level, color=STAGES['sft'], linewidth=1.2, linestyle='--', label=level_name)
       axes.legend(fontsize=8, frameon=False, loc='best')
     if zero and min(values) >= 0:
       axes.set_ylim(bottom=0)

@@ -7,8 +7,8 @@ rows: the lines of metrics.jsonl. An evaluation is a mapping
     {'name': 'after SFT', 'stage': 'sft', 'step': 400, 'samples': 1024, 'correct': 512,
      'greedy_accuracy': 0.5, 'greedy_samples': 256, 'length': 21.3, 'self_checks': 0.4,
      'well_formed': 0.98}
-of which everything below `stage` may be absent: what is not there is a dash in the table and a
-panel that is left out.
+of which everything below `stage` may be absent (pretraining has 'held_out_loss' instead): what no
+evaluation has is a column and a panel left out, what one of them lacks is a dash.
 
 Intervals are Wilson's at 95 % (z = 1.96), which stay inside [0, 1] and do not shrink to nothing at
 k = 0 or k = n:   (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
@@ -16,7 +16,7 @@ k = 0 or k = n:   (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1jax.core import files
@@ -56,43 +56,41 @@ def _complete(evaluation: Row, sft_self_checks: float | None) -> dict[str, Any]:
   return e
 
 
+COLUMNS: dict[str, Callable[[Row], str | None]] = {
+  'held-out loss': lambda e: _number(e.get('held_out_loss'), '.3f'),
+  'perplexity': lambda e: _number(e.get('perplexity'), '.2f'),
+  'accuracy (T=1)': lambda e: _percent(e.get('accuracy')),
+  '95 % interval': lambda e: ' – '.join(map(_percent, e['interval'])) if 'interval' in e else None,
+  'greedy': lambda e: _percent(e.get('greedy_accuracy')),
+  'no chain': lambda e: _percent(e.get('no_thought_accuracy')),
+  'length': lambda e: _number(e.get('length'), '.1f'),
+  'self-checks': lambda e: _number(e.get('self_checks_beyond_sft'), '+.2f'),
+  'well-formed': lambda e: _percent(e.get('well_formed')),
+}
+NOTES = {
+  'held-out loss': 'held-out loss: nats a token',
+  'no chain': 'no chain: the thought forced empty',
+  'length': 'length: mean tokens an answer',
+  'self-checks': 'self-checks: an answer, beyond the SFT rate',
+}
+
+
 def table(evaluations: Sequence[Row]) -> str:
-  """The evaluations as lines of text, a column each for what the run was for."""
-  head = (
-    '',
-    'accuracy (T=1)',
-    '95 % interval',
-    'greedy',
-    'no chain',
-    'length',
-    'self-checks',
-    'well-formed',
-  )
-  lines = [head]
-  for e in complete(evaluations):
-    low, high = e.get('interval', (None, None))
-    lines.append(
-      (
-        e['name'],
-        _percent(e.get('accuracy')),
-        f'{_percent(low)} – {_percent(high)}' if low is not None else '–',
-        _percent(e.get('greedy_accuracy')),
-        _percent(e.get('no_thought_accuracy')),
-        _number(e.get('length'), '.1f'),
-        _number(e.get('self_checks_beyond_sft'), '+.2f'),
-        _percent(e.get('well_formed')),
-      )
-    )
+  """The evaluations as lines of text, a column each for what was measured in any of them."""
+  whole = complete(evaluations)
+  columns = {title: [cell(e) for e in whole] for title, cell in COLUMNS.items()}
+  shown = {title: cells for title, cells in columns.items() if any(c is not None for c in cells)}
+  lines = [('', *shown)]
+  for i, e in enumerate(whole):
+    lines.append((e['name'], *('–' if c[i] is None else c[i] for c in shown.values())))
   widths = [max(map(len, column)) for column in zip(*lines)]
   rows = [
     '  '.join(_aligned(cell, w, i) for i, (cell, w) in enumerate(zip(r, widths))) for r in lines
   ]
   rule = '─' * len(rows[0])
-  note = (
-    'no chain: the thought forced empty; length: mean tokens an answer; '
-    'self-checks: an answer, beyond the SFT rate'
-  )
-  return '\n'.join([rows[0].rstrip(), rule, *(row.rstrip() for row in rows[1:]), rule, note])
+  note = '; '.join(text for title, text in NOTES.items() if title in shown)
+  body = [rows[0].rstrip(), rule, *(row.rstrip() for row in rows[1:]), rule]
+  return '\n'.join([*body, note] if note else body)
 
 
 def summary(
@@ -153,9 +151,9 @@ def _aligned(cell: str, width: int, column: int) -> str:
   return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
-def _percent(x: float | None) -> str:
-  return '–' if x is None else f'{100 * x:.1f} %'
+def _percent(x: float | None) -> str | None:
+  return None if x is None else f'{100 * x:.1f} %'
 
 
-def _number(x: float | None, form: str) -> str:
-  return '–' if x is None else format(x, form)
+def _number(x: float | None, form: str) -> str | None:
+  return None if x is None else format(x, form)

@@ -61,8 +61,11 @@ class Transformer(nn.Module):
     table_VD = weight(self, 'embedding', (c.vocab, c.embed), ('vocab', 'embed'))
     if not c.tied:
       weight(self, 'head', (c.embed, c.vocab), ('embed', 'vocab'))
-    embed = lambda ids, table=table_VD: jnp.take(table, ids, axis=0).astype(c.dtype)
-    h_BLD = constrain(embed(inputs.tokens_BL), 'batch', 'length', None)
+
+    def embed(ids_BL: jax.Array, table_VD: jax.Array) -> jax.Array:
+      return constrain(jnp.take(table_VD, ids_BL, axis=0).astype(c.dtype), 'batch', 'length', None)
+
+    h_BLD = embed(inputs.tokens_BL, table_VD)
     caches, outs = [], {}
     for i, run in enumerate(runs(c.layers)):
       layers = stack.stack(run, c.remat, f'run{i}')

@@ -19,6 +19,7 @@ from r1jax.core.text import self_checks, spans
 from r1jax.engine.engine import Engine
 from r1jax.engine.generate import Samples
 from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.sharding import processes
 from r1jax.tasks.task import Example, Grade, Outcome
 from r1jax.tokenizers.chat import render_prompt
 from r1jax.tokenizers.tokenizer import Tokenizer
@@ -84,7 +85,7 @@ def sample(
   number_B = np.arange(first, first + len(examples)).repeat(group)
   key_B = prng.fold_rows(key, number_B, np.tile(np.arange(group), len(examples)))
   samples = engine(params, prompts_BP, lengths_B, key_B, sampling, limits.completion)
-  return prompts_BP, lengths_B, jax.device_get(samples)
+  return prompts_BP, lengths_B, processes.fetch(samples)
 
 
 def texts(tok: Tokenizer, samples: Samples, prefix: Sequence[int] = ()) -> list[str]:

@@ -1,5 +1,8 @@
 """Parameters born in place: initialized directly under their sharding, never whole on one device.
 
+Batches and host values go onto meshes that span processes too; there each process makes the shards
+of its own devices and nothing is sent.
+
 Linen's partition boxes exist only in here: `init` reads the logical axis names from them and
 returns plain arrays.
 """
@@ -11,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import meta
 
 from r1jax.core import tree
@@ -77,18 +81,89 @@ def jit_init(f: Callable, mesh: jax.sharding.Mesh | None, params: Any) -> Any:
   return jax.jit(f, out_shardings=like(mesh, params, jax.eval_shape(f, params)))(params)
 
 
-def rows(mesh: jax.sharding.Mesh | None, batch: Any, axis: Any = 0) -> Any:
-  """A host batch onto the devices, split along `axis`: a number, or a tree of them by leaf."""
+def rows(
+  mesh: jax.sharding.Mesh | None,
+  batch: Any,
+  axis: Any = 0,
+  lines: np.ndarray | None = None,
+  total: int | None = None,
+) -> Any:
+  """A host batch onto the devices, split along `axis`: a number, or a tree of them by leaf.
+
+  Every process holds the whole batch; or only its rows `lines` (sorted numbers, those of `lines_of`
+  among them) of the `total`. Leaves are host arrays or random keys. What several processes hold
+  must be the same; it is not compared.
+  """
+  if (lines is None) != (total is None):
+    raise ValueError('rows: lines and total go together')
   if mesh is None:
     return jax.tree.map(jnp.asarray, batch)
-  table = rules.ACTIVATIONS['batch']
+  if lines is not None and len(lines) == total:
+    lines = total = None
 
   def put(x: Any, a: int) -> jax.Array:
-    check_rows(mesh, x.shape[a])
-    return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P(*(None,) * a, table)))
+    count = x.shape[a] if total is None else total
+    check_rows(mesh, count)
+    return _assemble(x, row_sharding(mesh, a), a, lines, total)
 
   axis = jax.tree.map(lambda _: axis, batch) if isinstance(axis, int) else axis
   return jax.tree.map(put, batch, axis)
+
+
+def lines_of(mesh: jax.sharding.Mesh | None, count: int) -> np.ndarray:
+  """The rows of a batch of `count` that this process' devices hold: sorted numbers."""
+  if mesh is None:
+    return np.arange(count)
+  check_rows(mesh, count)
+  held = row_sharding(mesh, 0).addressable_devices_indices_map((count,)).values()
+  return np.unique(np.concatenate([np.arange(count)[index] for index in held]))
+
+
+def put(mesh: jax.sharding.Mesh | None, values: Any) -> Any:
+  """Host arrays or keys that are the same on every process, unchecked, whole onto every device."""
+  if mesh is None:
+    return jax.tree.map(jnp.asarray, values)
+  return jax.tree.map(lambda x: _assemble(x, replicated(mesh)), values)
+
+
+def scalar(mesh: jax.sharding.Mesh | None, x: int | float | np.generic) -> jax.Array:
+  """A number that is the same on every process, onto every device."""
+  return put(mesh, np.asarray(x))
+
+
+def row_sharding(mesh: jax.sharding.Mesh, axis: int) -> jax.sharding.NamedSharding:
+  """A batch's place: split along this axis, whole along the others."""
+  return jax.sharding.NamedSharding(mesh, jax.P(*(None,) * axis, rules.ACTIVATIONS['batch']))
+
+
+def _assemble(
+  x: Any,
+  where: jax.sharding.Sharding,
+  axis: int = 0,
+  lines: np.ndarray | None = None,
+  total: int | None = None,
+) -> jax.Array:
+  """The array at its place, from all of it or from `lines` of its `total` rows along the axis."""
+  if lines is None and where.is_fully_addressable and isinstance(x, jax.Array):
+    return jax.device_put(x, where)  # never over the host
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    data = _assemble(jax.random.key_data(x), where, axis, lines, total)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+  host = np.asarray(x)
+  if lines is None:
+    return jax.make_array_from_callback(host.shape, where, host.__getitem__)
+
+  def pick(index: tuple[slice, ...]) -> np.ndarray:
+    start, stop, _ = index[axis].indices(total)
+    first = int(np.searchsorted(lines, start))
+    here = slice(first, first + stop - start)
+    ends = lines[here][[0, -1]].tolist() if first < len(lines) else []
+    if ends != [start, stop - 1]:  # sorted: with its ends all are there
+      raise ValueError(f'rows {start} to {stop - 1} of {total} are not all held here; see lines_of')
+    return host[(*index[:axis], here, *index[axis + 1 :])]
+
+  shape = (*host.shape[:axis], total, *host.shape[axis + 1 :])
+  return jax.make_array_from_callback(shape, where, pick)
 
 
 def check_rows(mesh: jax.sharding.Mesh | None, count: int) -> None:

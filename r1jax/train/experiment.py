@@ -8,15 +8,23 @@ from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.make import TaskSpec
 from r1jax.tokenizers.make import Byte, TokenizerSpec
 from r1jax.train.rl import RL
-from r1jax.train.supervised import SFT
+from r1jax.train.supervised import SFT, Pretrain
+
+Stage = Pretrain | SFT | RL
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """Saved every so many steps and at the end of each stage; the newest `keep` stay."""
+  """Saved every so many steps and at the end of each stage, while training goes on.
+
+  The newest `keep` stay, and those of updates that `keep_every` divides. deadline: seconds that a
+  preempted run waits for a safe point before it saves where it last stood still (train/stop.py).
+  """
 
   every: int = 1000
   keep: int = 3
+  keep_every: int | None = None
+  deadline: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +37,17 @@ class Verifier:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Stages run in order, each followed by an evaluation on held-out problems.
+  """Stages run in order, each followed by an evaluation.
 
+  task: what SFT and RL learn and what is evaluated after them, on held-out problems; a run that
+  only pretrains needs none.
   init: a checkpoint whose parameters the first stage starts from; None: fresh ones from the seed.
   """
 
   name: str
   model: ModelConfig
-  task: TaskSpec
-  stages: tuple[SFT | RL, ...]
+  task: TaskSpec | None
+  stages: tuple[Stage, ...]
   evaluation: Evaluation = Evaluation()
   tokenizer: TokenizerSpec = Byte()
   seed: int = 0
@@ -50,6 +60,11 @@ class Experiment:
     names = [s.name for s in self.stages]
     if len(set(names)) < len(names):
       raise ValueError(f'stages need distinct names, got {names}')
+    needy = [s.name for s in self.stages if self.task is None and not isinstance(s, Pretrain)]
+    if needy:
+      raise ValueError(
+        f'stage {needy[0]} needs a task, config.task is none; only Pretrain does not'
+      )
 
   def first_step(self, stage: int) -> int:
     """Updates done before a stage starts: an RL step makes one for each minibatch."""

@@ -1,131 +1,121 @@
 """A whole run: initialize or resume, run the stages, evaluate after each, report.
 
-A checkpoint holds the state with its stage, the step within it and the evaluations so far; starting
-the same command again in the same workdir goes on from the newest one.
+Starting the same command again in the same workdir goes on from the newest checkpoint that is
+whole, and ends with the same bits as a run that nothing interrupted.
 """
 
-import dataclasses
+import math
 import pathlib
 from typing import Any
 
-import jax
-
 from r1jax.checkpoint.store import Store, resolve
+from r1jax.eval import evaluate as evaluation
 from r1jax.eval import report
+from r1jax.model import flops
 from r1jax.optim import optimizer as optim
-from r1jax.sharding import place
-from r1jax.train import provenance, telemetry
+from r1jax.sharding import place, processes
+from r1jax.train import points, provenance, telemetry
 from r1jax.train import state as states
-from r1jax.train.experiment import Experiment
-from r1jax.train.progress import Progress
+from r1jax.train.experiment import Experiment, Stage
+from r1jax.train.keeper import Keeper
+from r1jax.train.point import Point
+from r1jax.train.profile import Window
 from r1jax.train.rl import RL
-from r1jax.train.run import Run, inputs, open_run
-from r1jax.train.stages import run_rl, run_sft
-from r1jax.train.state import State
-from r1jax.train.supervised import SFT
-
-SHOWN = ('loss', 'reward', 'length')
+from r1jax.train.run import Run, evaluations, inputs, open_run
+from r1jax.train.stages import held_out_loss, run_rl, run_supervised
+from r1jax.train.supervised import Pretrain, segments
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """Where a run is: stage, how many of its steps are done, figures so far; no state: its end."""
-
-  stage: int
-  step: int
-  state: State | None
-  evaluations: list[dict[str, Any]]
-
-
-def train(exp: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
-  """Runs an experiment to its end and returns the summary that it writes."""
-  with open_run(exp, workdir) as run:
-    point = begin(run) if run.store.latest() is None else resume(run)
-    while point.state is not None:
+def train(exp: Experiment, workdir: pathlib.Path, profile: Window | None = None) -> dict[str, Any]:
+  """Runs an experiment to its end and returns the summary that process 0 writes."""
+  with open_run(exp, workdir, profile) as run:
+    point = resume(run) or begin(run)
+    while True:
       point = run_stage(run, point)
-    return finish(run, point.evaluations)
+      if point.stage + 1 == len(exp.stages):
+        break
+      point = enter(run, point.stage + 1, point.state.params)
+    summary = finish(run)
+    processes.barrier('r1jax: the run has ended')
+    return summary
 
 
 def begin(run: Run) -> Point:
   """The first stage, from fresh parameters or those of another checkpoint."""
   if run.exp.init is None:
-    return enter(run, 0, states.init_params(run.model, run.exp.seed, run.mesh, inputs(run.exp)), [])
+    return enter(run, 0, states.init_params(run.model, run.exp.seed, run.mesh, inputs(run.exp)))
   directory, step = resolve(run.exp.init)
   boxed = place.abstract(run.model, inputs(run.exp))
   wanted = {'params': place.templates(run.mesh, boxed)}
-  return enter(run, 0, Store(directory).restore(wanted, step, partial=True)['params'], [])
+  return enter(run, 0, Store(directory).restore(wanted, step, partial=True)['params'])
 
 
-def enter(run: Run, stage: int, params: Any, evaluations: list[dict[str, Any]]) -> Point:
+def resume(run: Run) -> Point | None:
+  """The newest whole checkpoint of the workdir; None where there is none."""
+  point = points.newest(run.exp, run.mesh, run.store, run.progress.note)
+  if point is not None:
+    stage = run.exp.stages[point.stage]
+    run.saved = int(point.state.step)
+    done = [s.name for s in run.exp.stages[: point.stage + (point.step == stage.steps)]]
+    run.evaluations = [e for e in evaluations(run.workdir) if e['stage'] in done]
+    run.progress.note(f'resuming at {stage.name} step {point.step}')
+  return point
+
+
+def enter(run: Run, stage: int, params: Any) -> Point:
   """The start of a stage: its own optimizer around the parameters so far."""
-  if stage == len(run.exp.stages):
-    return Point(stage, 0, None, evaluations)
   optimizer = optim.make(run.exp.stages[stage].optimizer, params)
-  state = states.fresh(params, optimizer, run.mesh, run.exp.first_step(stage))
-  return Point(stage, 0, state, evaluations)
+  return Point(stage, 0, states.fresh(params, optimizer, run.mesh, run.exp.first_step(stage)))
 
 
 def run_stage(run: Run, point: Point) -> Point:
-  """The rest of one stage, its evaluation and its checkpoint."""
-  number, every = point.stage, run.exp.checkpoint.every
-  stage = run.exp.stages[number]
-  with Progress(stage.name, stage.steps, start=point.step) as progress:
-    run.progress = progress
+  """The rest of one stage, its checkpoint and its evaluation."""
+  stage = run.exp.stages[point.stage]
+  with run.telling(stage.name, stage.steps, point.step):
+    keeper = Keeper(run, stage.steps, flops_per_token(run.exp, stage))
+    if point.step < stage.steps:
+      run.profiler.before(point.step + 1)
+      go = run_rl if isinstance(stage, RL) else run_supervised
+      point = Point(point.stage, stage.steps, go(run, stage, point, keeper))
+    if stage.name not in [e['stage'] for e in run.evaluations]:
+      with keeper.resting(point):
+        figures = evaluate(run, stage, point.state.params)
+      run.keep_evaluations([*run.evaluations, figures])
+      keeper.close(point)
+  return point
 
-    def after(state: State, step: int, figures: dict[str, float]) -> None:
-      spent = run.timers.take()
-      tokens = figures.pop('tokens')
-      busy = sum(
-        s
-        for name, s in spent.items()
-        if name not in ('time/compile', 'time/checkpoint', 'time/evaluate')
+
+def flops_per_token(exp: Experiment, stage: Stage) -> float:
+  """The model's flops a trained token where every sequence fills its line: telemetry's mfu."""
+  if isinstance(stage, RL):
+    length = stage.limits.prompt + stage.limits.completion - 1
+  else:
+    length = max(s.shape.length for s in segments(stage, exp.model))
+  return flops.training_flops(exp.model, [length]) / length
+
+
+def evaluate(run: Run, stage: Stage, params: Any) -> dict[str, Any]:
+  """Held-out figures after a stage: loss on text, or accuracy on the task."""
+  name = f'after {stage.name.upper()}'
+  run.progress.note(f'evaluating {name}')
+  figures = {'name': name, 'stage': stage.name, 'step': stage.steps}
+  with run.timers('evaluate'):
+    if not isinstance(stage, Pretrain):
+      return figures | evaluation.evaluate(
+        run.engine, params, run.tok, run.task, run.grade, run.exp.evaluation
       )
-      figures = figures | spent | {'tokens_per_s': tokens / max(busy, 1e-9)}
-      run.writer.write(step, stage.name, figures)
-      told = {name: figures[name] for name in ('tokens_per_s', *SHOWN) if name in figures}
-      progress.update(step, **told)
-      if step % every == 0 and step < stage.steps:
-        run.save(state, number, step, point.evaluations)
-
-    go = run_sft if isinstance(stage, SFT) else run_rl
-    state = go(run, stage, point.state, point.step, after)
-    figures = run.evaluate(state.params, f'after {stage.name.upper()}', stage.steps)
-    evaluations = [*point.evaluations, figures | {'stage': stage.name}]
-    run.save(state, number + 1, 0, evaluations)
-    run.writer.write(stage.steps, stage.name, run.timers.take())
-  return enter(run, number + 1, state.params, evaluations)
+    if stage.held_out is None:
+      return figures
+    loss = held_out_loss(run, stage, params)
+    return figures | {'held_out_loss': loss, 'perplexity': math.exp(loss)}
 
 
-def template(run: Run, stage: SFT | RL, reference: bool) -> State:
-  """Shapes and places of a stage's state, without memory."""
-  boxed = place.abstract(run.model, inputs(run.exp))
-  params = place.templates(run.mesh, boxed)
-  opt = place.like_templates(
-    run.mesh, params, jax.eval_shape(optim.make(stage.optimizer, params).init, params)
-  )
-  step = jax.ShapeDtypeStruct((), 'int32', sharding=place.replicated(run.mesh))
-  return State(step, params, opt, params if reference else None)
-
-
-def resume(run: Run) -> Point:
-  """The newest checkpoint of the workdir: in the middle of a stage, or between two."""
-  meta = run.store.meta()
-  number, step = meta['stage'], meta['step']
-  if number == len(run.exp.stages):
-    return Point(number, 0, None, meta['evaluations'])
-  # A finished stage's state has that stage's optimizer.
-  written = run.exp.stages[number if step else number - 1]
-  reference = isinstance(written, RL) and written.algorithm.beta > 0
-  state = run.store.restore(template(run, written, reference))
-  run.progress.note(f'resuming at {run.exp.stages[number].name} step {step}')
-  if step == 0:
-    return enter(run, number, state.params, meta['evaluations'])
-  return Point(number, step, state, meta['evaluations'])
-
-
-def finish(run: Run, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+def finish(run: Run) -> dict[str, Any]:
   """summary.json and report.png of everything measured so far."""
+  run.store.wait()
   run.writer.flush()
+  if not processes.leader():
+    return {'evaluations': run.evaluations}
   rows = telemetry.read(run.workdir)
   git = provenance.git()
   facts = {
@@ -133,4 +123,4 @@ def finish(run: Run, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     'revision': provenance.short(git) if git else None,
     'seed': run.exp.seed,
   }
-  return report.write(run.workdir, rows, evaluations, facts)
+  return report.write(run.workdir, rows, run.evaluations, facts)

@@ -72,12 +72,10 @@ def short(git_record: dict[str, Any] | None) -> str:
   return git_record['revision'][:7] + ('+' if git_record['dirty'] else '')
 
 
-def write(workdir: str | pathlib.Path, config_json: str) -> dict[str, Any]:
-  """Writes config.json and run.json, each whole or not at all; gives the record."""
-  made = record()
+def write(workdir: str | pathlib.Path, config_json: str, made: dict[str, Any]) -> None:
+  """Writes config.json and run.json (a `record()`), each whole or not at all."""
   files.write_text(pathlib.Path(workdir) / 'config.json', config_json.rstrip() + '\n')
   files.write_json(pathlib.Path(workdir) / 'run.json', made)
-  return made
 
 
 def _git(folder: pathlib.Path, *args: str) -> str | None:

@@ -9,6 +9,7 @@ import jax
 
 from r1jax.checkpoint.store import Store, resolve
 from r1jax.core import config
+from r1jax.core.errors import UserError
 from r1jax.engine.engine import Engine
 from r1jax.eval import evaluate as evaluation
 from r1jax.kernels.logprob.truncate import Sampling
@@ -48,7 +49,7 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Restored:
   params = store.restore({'params': shapes}, step, partial=True)['params']
   tok = make_tokenizer(exp.tokenizer)
   progress = Progress('checkpoint', 0)
-  stage = exp.stages[max(meta['stage'] - (meta['step'] == 0), 0)].name
+  stage = exp.stages[meta['stage']].name
   return Restored(
     exp, params, tok, Engine(exp.model, tok.stops, None, progress.compiling), step, stage
   )
@@ -57,6 +58,8 @@ def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Restored:
 def evaluate(model: Restored) -> dict[str, Any]:
   """The figures that training printed for this checkpoint, measured again."""
   exp = model.exp
+  if exp.task is None:
+    raise UserError(f'{exp.name} has no task to evaluate: set one by --config.task.type=Gym, …')
   task = make_task(exp.task)
   build = functools.partial(make_task, exp.task)
   with Pool(build, exp.verifier.workers, exp.verifier.seconds) as pool:

@@ -1,12 +1,13 @@
 """The stages: what supervised and reinforcement-learning steps do around their compiled programs.
 
-Both loops are functions of the step number: batches, questions and random numbers follow from
-(seed, stage, step), so that a resumed run repeats them.
+Both loops are functions of where they start: batches, questions and random numbers follow from
+(seed, stage, step) and the position in the data, so that a resumed run repeats them.
 """
 
+import contextlib
+import dataclasses
 import functools
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,42 +17,76 @@ import numpy as np
 from r1jax.algos.advantages import group_advantages
 from r1jax.core import metrics, prng
 from r1jax.core.program import Program
+from r1jax.data import stream
+from r1jax.data.mix import Mixture
+from r1jax.data.prefetch import Prefetch
+from r1jax.data.stream import Position
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.optim import optimizer as optim
 from r1jax.rollout import collect
 from r1jax.rollout.collect import Trajectories
 from r1jax.rollout.trajectory import RLBatch, rl_batch, rows
-from r1jax.sharding import place
+from r1jax.sharding import place, processes
 from r1jax.tasks.task import Example
 from r1jax.train import rl, supervised
 from r1jax.train import state as states
 from r1jax.train import step as steps
+from r1jax.train.keeper import Keeper
+from r1jax.train.point import Pending, Point
 from r1jax.train.rl import RL
 from r1jax.train.run import Run
 from r1jax.train.state import State
-from r1jax.train.supervised import SFT
-
-After = Callable[[State, int, dict[str, float]], None]  # (state, steps done in the stage, figures)
+from r1jax.train.supervised import SFT, Pretrain, Segment
 
 
-def run_sft(run: Run, stage: SFT, state: State, start: int, after: After) -> State:
-  """Supervised steps start … stage.steps."""
-  cfg = run.exp.model
-  data = supervised.batches(stage, run.task, run.tok, len(cfg.mtp), run.exp.seed)
+def run_supervised(run: Run, stage: SFT | Pretrain, point: Point, keeper: Keeper) -> State:
+  """The rest of a stage, one program a segment."""
+  for segment in supervised.segments(stage, run.exp.model):
+    if point.step < segment.last:
+      point = run_segment(run, stage, segment, point, keeper)
+  return point.state
+
+
+def run_segment(
+  run: Run, stage: SFT | Pretrain, segment: Segment, point: Point, keeper: Keeper
+) -> Point:
+  """The rest of a segment over packed batches."""
+  state, position = point.state, point.position
+  if position is not None and point.step == segment.first:
+    position = stream.next_block(position)  # the lines left were packed to another length
+  cfg, aux, shape = segment.model, segment.auxiliary, segment.shape
   step = steps.make(
-    functools.partial(supervised.loss, cfg=cfg, stage=stage),
+    functools.partial(supervised.loss, cfg=cfg, auxiliary=aux),
     functools.partial(supervised.denominators, cfg=cfg),
     optim.make(stage.optimizer, state.params),
-    stage.auxiliary.gamma,
-    stage.microbatches,
+    aux.gamma,
+    segment.microbatches,
   )
   train = train_program(run, f'{stage.name} step', step, state)
-  for i, batch in enumerate(itertools.islice(data, start, stage.steps), start):
-    with run.timers('train'):
-      state, measured = train(state, place.rows(run.mesh, batch))
-      figures = metrics.finish(measured)
-    after(state, i + 1, figures | {'tokens': supervised.tokens(batch)})
-  return state
+  with feed(run, stage.data, shape, position) as data:
+    for i in range(point.step, segment.last):
+      with run.timers('data'):
+        batch, position = next(data)
+      with run.timers('train'):
+        state, measured = train(state, batch)
+        figures = metrics.finish(measured)
+      figures['tokens'] = round(figures['fill'] * shape.lines * shape.length)
+      figures['skipped'] = stream.skipped(position)
+      point = Point(point.stage, i + 1, state, position)
+      keeper.done(point, figures)
+  return point
+
+
+@contextlib.contextmanager
+def feed(
+  run: Run, data: Mixture, shape: stream.Shape, position: Position | None = None
+) -> Iterator[Iterator[tuple[Any, Position]]]:
+  """(batch on the devices, position behind it) for ever, prepared in the background."""
+  mine = place.lines_of(run.mesh, shape.lines)
+  sources = supervised.opened(data, shape, run.task, run.tok)
+  batches = stream.Stream(sources, data, shape, run.exp.seed, mine, position)
+  with Prefetch(batches) as ahead:
+    yield ((place.rows(run.mesh, b, lines=mine, total=shape.lines), p) for b, p in ahead)
 
 
 def train_program(run: Run, what: str, step: Callable, state: State) -> Program:
@@ -60,9 +95,26 @@ def train_program(run: Run, what: str, step: Callable, state: State) -> Program:
   return Program(what, step, run.announce, donate_argnums=0, out_shardings=out)
 
 
-def run_rl(run: Run, stage: RL, state: State, start: int, after: After) -> State:
-  """RL steps start … stage.steps; each is one rollout and `minibatches` updates."""
-  cfg = run.exp.model
+def held_out_loss(run: Run, stage: Pretrain, params: Any) -> float:
+  """Mean cross-entropy in nats a token over the stage's held-out text."""
+  segment = supervised.segments(stage, run.exp.model)[-1]
+  cfg, aux = segment.model, segment.auxiliary
+
+  def measure(params: Any, batch: Any) -> metrics.Mean:
+    d = supervised.denominators(batch, cfg)
+    return supervised.loss(params, batch, d, cfg, aux)[1].metrics['loss']
+
+  score = Program(f'{stage.name} held-out loss', measure, run.announce)
+  total = {}
+  with feed(run, stage.held_out, segment.shape) as data:
+    for _ in range(stage.held_out_batches):
+      total = metrics.add(total, metrics.fetch({'loss': score(params, next(data)[0])}))
+  return metrics.finish(total)['loss']
+
+
+def run_rl(run: Run, stage: RL, point: Point, keeper: Keeper) -> State:
+  """The rest of a stage; each step is one rollout and `minibatches` updates."""
+  cfg, state, pending = run.exp.model, point.state, point.pending
   step = steps.make(
     functools.partial(rl.loss, cfg=cfg, stage=stage),
     functools.partial(rl.denominators, cfg=cfg, stage=stage),
@@ -77,21 +129,37 @@ def run_rl(run: Run, stage: RL, state: State, start: int, after: After) -> State
   score = scorer(run, f'{stage.name} log-probabilities', stage.sampling)
   whole = rl.reference_sampling(stage)
   refer = score if whole == stage.sampling else scorer(run, f'{stage.name} reference', whole)
-  for i in range(start, stage.steps):
-    if stage.algorithm.beta and i and i % stage.refresh == 0:
-      state = state._replace(reference=states.copy(state.params))
-    trajectories = rollout(run, stage, state.params, i)
-    with run.timers('train'):
-      batch = prepare(run, stage, state, trajectories, score, refer)
-      total: dict[str, Any] = {}
-      for part in minibatches(batch, stage, prng.fold(run_key(run, stage), i)):
-        state, measured = train(state, place.rows(run.mesh, part, rl.batch_axis(part)))
-        total = metrics.add(total, measured)
-      figures = metrics.finish(total)
-    figures |= collect.telemetry(trajectories.samples, trajectories.texts, trajectories.grades)
-    used = int(trajectories.prompt_lengths_B.sum() + trajectories.samples.length_B.sum())
-    after(state, i + 1, figures | {'tokens': used})
+  for i in range(point.step, stage.steps):
+    here = dataclasses.replace(point, step=i)
+    if pending is None:
+      if stage.algorithm.beta and i and i % stage.refresh == 0:
+        state = state._replace(reference=states.copy(state.params))
+      with keeper.resting(dataclasses.replace(here, state=state, pending=None)):
+        trajectories = rollout(run, stage, state.params, i)
+      with run.timers('train'):
+        pending = prepare(run, stage, state, trajectories, score, refer)
+    here = dataclasses.replace(here, state=state, pending=pending)
+    state, pending = updates(run, stage, here, train, keeper)
+    figures = metrics.finish(pending.total) | pending.figures
+    pending = None
+    keeper.done(dataclasses.replace(here, step=i + 1, state=state, pending=None), figures)
   return state
+
+
+def updates(
+  run: Run, stage: RL, point: Point, train: Program, keeper: Keeper
+) -> tuple[State, Pending]:
+  """The updates of one rollout that are left; before each the run may stop and keep it."""
+  state, pending = point.state, point.pending
+  parts = minibatches(pending.batch, stage, prng.fold(run_key(run, stage), point.step))
+  for k in range(pending.done, len(parts)):
+    keeper.pause(dataclasses.replace(point, state=state, pending=pending))
+    with run.timers('train'):
+      placed = place.rows(run.mesh, parts[k], rl.batch_axis(parts[k]))
+      state, measured = train(state, placed)
+      total = metrics.add(pending.total, metrics.fetch(measured))
+    pending = pending._replace(done=k + 1, total=total)
+  return state, pending
 
 
 def scorer(run: Run, what: str, sampling: Sampling) -> Program:
@@ -128,16 +196,18 @@ def rollout(run: Run, stage: RL, params: Any, step: int) -> Trajectories:
 
 def prepare(
   run: Run, stage: RL, state: State, t: Trajectories, score: Program, refer: Program
-) -> RLBatch:
+) -> Pending:
   """Advantages of whole groups, then the log-probabilities that the objective compares with."""
   group, a = stage.algorithm.group, stage.algorithm
   reward_PG = jnp.asarray([g.reward for g in t.grades], jnp.float32).reshape(-1, group)
   advantage_B = np.asarray(group_advantages(reward_PG, a.scale)).reshape(-1)
   batch = rl_batch(t, advantage_B, len(run.exp.model.mtp), replay=stage.routing == 'replay')
   placed = place.rows(run.mesh, batch, rl.batch_axis(batch))
-  reference_BL = np.asarray(refer(state.reference, placed)) if a.beta else None
-  old_BL = np.asarray(score(state.params, placed)) if a.old == 'recomputed' else None
-  return batch._replace(ref_BL=reference_BL, old_BL=old_BL)
+  reference_BL = processes.fetch(refer(state.reference, placed)) if a.beta else None
+  old_BL = processes.fetch(score(state.params, placed)) if a.old == 'recomputed' else None
+  used = int(t.prompt_lengths_B.sum() + t.samples.length_B.sum())
+  figures = collect.telemetry(t.samples, t.texts, t.grades) | {'tokens': used}
+  return Pending(batch._replace(ref_BL=reference_BL, old_BL=old_BL), 0, {}, figures)
 
 
 def minibatches(batch: RLBatch, stage: RL, key: jax.Array) -> list[RLBatch]:

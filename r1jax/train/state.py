@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from r1jax.sharding import place
@@ -27,8 +28,7 @@ def fresh(
 ) -> State:
   """A state around given parameters, the optimizer's moments placed like them."""
   opt = place.jit_init(optimizer.init, mesh, params)
-  where = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
-  return State(jax.device_put(jnp.int32(step), where), params, opt)
+  return State(place.scalar(mesh, np.int32(step)), params, opt)
 
 
 def init_params(model: nn.Module, seed: int, mesh: jax.sharding.Mesh | None, inputs: Any) -> Any:

@@ -1,20 +1,24 @@
-"""Supervised fine-tuning: cross-entropy on worked solutions, prompts masked, sequences packed."""
+"""Supervised stages: next-token cross-entropy on packed sequences, prediction modules beside it.
+
+SFT counts completions only (prompts are masked); Pretrain counts every token and runs through
+phases: V3's batch ramp and context extension (arXiv 2412.19437 §4.2, §4.3) are phases with more
+lines, then longer ones under YaRN, over one optimizer and one schedule.
+"""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from r1jax.algos import sft
-from r1jax.core.errors import UserError
-from r1jax.data import stream
-from r1jax.data.batch import Batch, Row
+from r1jax.data import sources
+from r1jax.data.batch import Batch
+from r1jax.data.mix import Mixture, Part
+from r1jax.data.stream import Shape
 from r1jax.kernels.logprob.truncate import Sampling
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import ModelConfig, Yarn
 from r1jax.optim.optimizer import AdamW
 from r1jax.tasks.task import Task
-from r1jax.tokenizers import chat
 from r1jax.tokenizers.tokenizer import Tokenizer
 from r1jax.train import forward
 from r1jax.train.step import Aux
@@ -22,14 +26,11 @@ from r1jax.train.step import Aux
 
 @dataclasses.dataclass(frozen=True)
 class SFT:
-  """A stage: `steps` batches of `lines` × `length` packed tokens.
-
-  They hold the first `examples` worked solutions of the task, epoch after epoch.
-  """
+  """A stage: `steps` batches of `lines` × `length` packed tokens of `data`, epoch after epoch."""
 
   optimizer: AdamW
   steps: int
-  examples: int = 2000
+  data: Mixture = Mixture((Part(sources.Worked()),))
   lines: int = 32
   length: int = 128
   microbatches: int = 1
@@ -37,41 +38,108 @@ class SFT:
   name: str = 'sft'
 
   def __post_init__(self):
-    if self.lines % self.microbatches:
-      raise ValueError(f'{self.lines} lines do not split into {self.microbatches} microbatches')
+    _check_split(self)
 
 
-def rows(task: Task, tok: Tokenizer, count: int) -> list[Row]:
-  """Worked solutions as token rows with masked prompts."""
-  examples = task.examples('sft', 0, count)
-  if len(examples) < count:
-    raise UserError(
-      f'task {task.name} has {len(examples)} worked problems for sft, the stage asks for {count}'
-    )
-  missing = [e.id for e in examples if e.solution is None or e.answer is None]
-  if missing:
-    raise UserError(
-      f'task {task.name} gives no worked solution for {missing[0]}; '
-      'SFT needs Example.solution and .answer'
-    )
-  return [Row(*chat.render(tok, e.question, e.solution, e.answer)) for e in examples]
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """Steps of one batch shape. yarn: what extends the context in it; None: plain RoPE."""
+
+  steps: int
+  lines: int = 32
+  length: int = 128
+  microbatches: int = 1
+  auxiliary: forward.Auxiliary = forward.Auxiliary()
+  yarn: Yarn | None = None
+
+  def __post_init__(self):
+    _check_split(self)
 
 
-def batches(stage: SFT, task: Task, tok: Tokenizer, depths: int, seed: int) -> Iterator[Batch]:
-  """The stage's packed batches, in the seed's order; what does not fit is an error at once."""
-  shape = stream.Shape(stage.lines, stage.length, depths)
-  return stream.packed(rows(task, tok, stage.examples), shape, seed)
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+  """A stage on text; the schedule counts updates through all phases.
+
+  held_out: what its loss is measured on afterwards, in `held_out_batches` batches of the last
+  phase's shape; share them off the training data by `Text.share`.
+  """
+
+  optimizer: AdamW
+  data: Mixture
+  phases: tuple[Phase, ...]
+  held_out: Mixture | None = None
+  held_out_batches: int = 16
+  name: str = 'pretrain'
+
+  def __post_init__(self):
+    if not self.phases:
+      raise ValueError('pretraining needs at least one phase')
+
+  @property
+  def steps(self) -> int:
+    """Updates over all phases."""
+    return sum(p.steps for p in self.phases)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """Steps first … last of a stage, all of one compiled program."""
+
+  first: int
+  last: int
+  shape: Shape
+  microbatches: int
+  auxiliary: forward.Auxiliary
+  model: ModelConfig
+
+
+def segments(stage: SFT | Pretrain, model: ModelConfig) -> tuple[Segment, ...]:
+  """A stage as its programs: one for SFT, one a phase for pretraining."""
+  depths, first, found = len(model.mtp), 0, []
+  for phase in (stage,) if isinstance(stage, SFT) else stage.phases:
+    cfg = model if isinstance(stage, SFT) else extended(model, phase.yarn)
+    shape = Shape(phase.lines, phase.length, depths)
+    last = first + phase.steps
+    found.append(Segment(first, last, shape, phase.microbatches, phase.auxiliary, cfg))
+    first = last
+  return tuple(found)
+
+
+def extended(model: ModelConfig, yarn: Yarn | None) -> ModelConfig:
+  """The same weights with another context extension in every attention."""
+
+  def one(layer: Any) -> Any:
+    rotary = dataclasses.replace(layer.attention.rotary, yarn=yarn)
+    return dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rotary=rotary))
+
+  return dataclasses.replace(
+    model, layers=tuple(map(one, model.layers)), mtp=tuple(map(one, model.mtp))
+  )
+
+
+def opened(data: Mixture, shape: Shape, task: Task | None, tok: Tokenizer) -> list[sources.Source]:
+  """What a mixture draws from; what cannot be opened is an error."""
+  return [sources.make(part.source, task, tok, shape.length) for part in data.parts]
 
 
 def loss(
-  params: Any, batch: Batch, d: forward.Denominators, cfg: ModelConfig, stage: SFT
+  params: Any,
+  batch: Batch,
+  d: forward.Denominators,
+  cfg: ModelConfig,
+  auxiliary: forward.Auxiliary,
 ) -> tuple[jax.Array, Aux]:
-  """The whole objective on one part of a batch."""
-  out, scored = forward.run(params, cfg, batch, Sampling(), None, stage.auxiliary.detach_mtp)
+  """The whole objective on one part of a batch; `fill` is the share of it that is not padding."""
+  out, scored = forward.run(params, cfg, batch, Sampling(), None, auxiliary.detach_mtp)
   total, weight = sft.cross_entropy(scored.logp, batch.weights_BL)
-  beside, metrics = forward.auxiliary(params, cfg, batch, out, stage.auxiliary, d)
+  beside, metrics = forward.auxiliary(params, cfg, batch, out, auxiliary, d)
   entropy = (scored.entropy * batch.weights_BL).sum()
-  metrics |= {'loss': (total, weight), 'entropy': (entropy, weight)}
+  filled = (batch.inputs.segments_BL > 0).sum().astype(total.dtype)
+  metrics |= {
+    'loss': (total, weight),
+    'entropy': (entropy, weight),
+    'fill': (filled, filled * 0 + batch.weights_BL.size),
+  }
   return total / d.main + beside, Aux(metrics, out.load)
 
 
@@ -80,6 +148,6 @@ def denominators(batch: Batch, cfg: ModelConfig) -> forward.Denominators:
   return forward.denominators(batch, batch.weights_BL.sum(), cfg)
 
 
-def tokens(batch: Batch) -> int:
-  """Tokens that are not padding."""
-  return int((batch.inputs.segments_BL > 0).sum())
+def _check_split(phase: SFT | Phase) -> None:
+  if phase.lines % phase.microbatches:
+    raise ValueError(f'{phase.lines} lines do not split into {phase.microbatches} microbatches')

@@ -8,13 +8,13 @@ one (stage, step), later values winning, so that a curve has one value a step.
 """
 
 import contextlib
+import importlib
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
-
-import tensorboardX
 
 from r1jax.core import files
 
@@ -32,7 +32,7 @@ class Writer:
     self._lines = path.open('a', encoding='utf-8', buffering=1)
     if torn:
       self._lines.write('\n')
-    self._board = tensorboardX.SummaryWriter(logdir=str(workdir / 'tb'))
+    self._board = _Board(workdir / 'tb')
 
   def write(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
     """Writes one row of scalars; a number that is not finite becomes null."""
@@ -41,13 +41,11 @@ class Writer:
     values, now = {name: float(value) for name, value in metrics.items()}, self._clock()
     row = {'stage': stage, 'step': int(step), 'time': round(now, 3)} | values
     self._lines.write(files.json_text(row) + '\n')
-    for name, value in values.items():
-      self._board.add_scalar(f'{stage}/{name}', value, int(step), walltime=now)
+    self._board.write(step, now, {f'{stage}/{name}': value for name, value in values.items()})
 
   def flush(self) -> None:
     """Puts everything written so far into the files."""
     self._lines.flush()
-    self._board.flush()
 
   def close(self) -> None:
     """Flushes and closes both files."""
@@ -59,6 +57,48 @@ class Writer:
 
   def __exit__(self, *_: object) -> None:
     self.close()
+
+
+class _Board:
+  """TensorBoard's event file, by tensorboardX's own encoding.
+
+  Its package imports torch where there is one: that costs seconds, and on a GPU machine brings
+  another CUDA runtime into the process. So torch is hidden while it loads.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = {} if 'torch' in sys.modules else {'torch': None}
+    sys.modules.update(hidden)
+    try:
+      events = importlib.import_module('tensorboardX.event_file_writer')
+      self._event = importlib.import_module('tensorboardX.proto.event_pb2').Event
+      self._summary = importlib.import_module('tensorboardX.proto.summary_pb2').Summary
+    finally:
+      for name in hidden:
+        del sys.modules[name]
+    self._file = events.EventsWriter(str(folder / 'events'))
+
+  def write(self, step: int, now: float, values: Mapping[str, float]) -> None:
+    """One event of scalars."""
+    shown = [self._summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+    event = self._event(step=int(step), wall_time=now, summary=self._summary(value=shown))
+    self._file.write_event(event)
+    self._file.flush()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self._file.close()
+
+
+class Mute:
+  """A writer that writes nothing: of the processes that do not lead."""
+
+  def write(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
+    """Drops the row."""
+
+  def flush(self) -> None:
+    """Nothing to do."""
 
 
 def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 
-from r1jax.checkpoint import store as store_lib
 from r1jax.checkpoint.store import CheckpointError, Store, resolve
 from r1jax.core.errors import UserError
 
@@ -59,7 +58,9 @@ def saved(tmp_path):
   """A workdir whose store holds steps 1 and 2."""
   store = Store(tmp_path / 'checkpoints')
   for step in (1, 2):
-    store.save(step, make_state(step), {'config': {'lr': 0.1}, 'git': 'abc', 'at': step})
+    store.save(
+      step, make_state(step), {'config': {'lr': 0.1}, 'git': 'abc', 'at': step}, block=True
+    )
   return store
 
 
@@ -96,7 +97,7 @@ def test_restores_on_another_mesh(tmp_path, shape):
   spec = {'w': jax.P('a', 'b'), 'n': jax.P()}
   placed = jax.tree.map(lambda x, p: jax.device_put(x, NamedSharding(old, p)), tree, spec)
   store = Store(tmp_path)
-  store.save(0, placed, {})
+  store.save(0, placed, {}, block=True)
   swapped = {'w': jax.P('b', 'a'), 'n': jax.P()}
   template = jax.tree.map(
     lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(new, p)),
@@ -120,16 +121,6 @@ def test_part_of_a_tree(saved):
     saved.restore({'weights': want.step}, partial=True)
 
 
-def test_keeps_the_newest(tmp_path):
-  store = Store(tmp_path, keep=2)
-  for step in (0, 5, 10, 15):
-    store.save(step, {'x': jnp.asarray(step)}, {})
-  assert store.steps() == [10, 15] and store.latest() == 15
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['10', '15']
-  with pytest.raises(CheckpointError, match='keep=0'):
-    Store(tmp_path, keep=0)
-
-
 def test_steps_ascend(saved):
   with pytest.raises(CheckpointError) as error:
     saved.save(2, make_state(), {})
@@ -143,57 +134,11 @@ def test_interrupted_save_is_not_latest_and_is_replaced(saved):
     saved.restore(shapes(make_state()), step=2)
   text = one_line(error)
   assert 'step 2' in text and 'interrupted' in text and str(saved.directory) in text
-  saved.save(2, make_state(2), {})
+  saved.save(2, make_state(2), {}, block=True)
   assert_same(saved.restore(shapes(make_state(2))), make_state(2))
   (saved.directory / '1' / 'checkpoint.json').unlink()
-  saved.save(3, make_state(3), {})
+  saved.save(3, make_state(3), {}, block=True)
   assert sorted(p.name for p in saved.directory.iterdir()) == ['2', '3']
-
-
-def test_a_failing_save_leaves_the_last_one(saved, monkeypatch):
-  monkeypatch.setattr(store_lib.files, 'write_json', lambda *_: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
-    saved.save(3, make_state(3), {})
-  assert saved.latest() == 2
-  with pytest.raises(TypeError):
-    saved.save(3, make_state(3), {'f': object()})
-
-
-@pytest.mark.parametrize('harm', ['missing', 'truncated'])
-def test_every_damaged_file_is_found(tmp_path, harm, capfd):
-  store, tree = Store(tmp_path), {'x': jnp.arange(8.0)}
-  store.save(1, tree, {})
-  store.save(2, tree, {})
-  for path in [p for p in (tmp_path / '2').rglob('*') if p.is_file()]:
-    if path.name == 'checkpoint.json':
-      continue
-    whole = path.read_bytes()
-    path.unlink() if harm == 'missing' else path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError) as error:
-      store.restore(shapes(tree))
-    text = one_line(error)
-    assert 'step 2' in text and str(tmp_path) in text and path.name in text and 'step 1' in text
-    path.write_bytes(whole)
-  assert_same(store.restore(shapes(tree)), tree)
-  assert capfd.readouterr().err == ''
-
-
-def test_bytes_that_changed_are_damage(tmp_path):
-  store, tree = Store(tmp_path), {'x': jnp.arange(8.0)}
-  store.save(1, tree, {})
-  path = tmp_path / '1' / 'tree' / '_METADATA'
-  path.write_bytes(b'\xff' * len(path.read_bytes()))
-  with pytest.raises(CheckpointError) as error:
-    store.restore(shapes(tree))
-  assert 'damaged' in one_line(error)
-
-
-@pytest.mark.parametrize('text', ['', '{"step": 2', '{"step": 1}', '[]', '{"step": 2}'])
-def test_a_broken_marker_is_damage(saved, text):
-  (saved.directory / '2' / 'checkpoint.json').write_text(text)
-  with pytest.raises(CheckpointError) as error:
-    saved.meta()
-  assert 'damaged' in one_line(error) and 'use step 1 instead' in str(error.value)
 
 
 def test_mismatches_are_listed(saved):
@@ -255,3 +200,5 @@ def test_marker_is_readable_json(saved):
   record = json.loads((saved.directory / '2' / 'checkpoint.json').read_text())
   assert record['arrays']['opt/1/0/mu'] == 'float32[8, 4]'
   assert record['arrays']['params/run0/bias/0'] == 'int8[8]'
+  assert record['checksums'].keys() == record['arrays'].keys()
+  assert saved.describe() == saved.describe(1) == record['arrays']

@@ -79,8 +79,17 @@ def test_table():
 
 
 def test_table_of_little():
-  row = report.table([{'name': 'after GRPO', 'stage': 'grpo'}]).splitlines()[2]
-  assert row.split() == ['after', 'GRPO', *'–––––––']
+  """A column that nothing fills is left out; one that some fill holds dashes."""
+  assert report.table([{'name': 'after GRPO', 'stage': 'grpo'}]).splitlines() == [
+    '',
+    '─' * 10,
+    'after GRPO',
+    '─' * 10,
+  ]
+  text = {'name': 'after PRETRAIN', 'stage': 'pretrain', 'held_out_loss': 1.5, 'perplexity': 4.48}
+  lines = report.table([text, SFT]).splitlines()
+  assert lines[2].split() == ['after', 'PRETRAIN', '1.500', '4.48', *'–––––––']
+  assert lines[3].split()[2:5] == ['–', '–', '50.0']
 
 
 def test_summary():

@@ -1,5 +1,6 @@
 """Parameters, optimizer state and batches go where the tables say, with the same numbers."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +107,86 @@ def test_rows_that_do_not_split_are_an_error(mesh):
     place.check_rows(mesh, 6)
   place.check_rows(mesh, 12)
   place.check_rows(None, 5)
+
+
+def test_rows_may_be_random_keys(mesh):
+  key_B = jax.random.split(jax.random.key(3), 8)
+  placed = place.rows(mesh, {'k': key_B})['k']
+  assert jax.random.bits(placed[5]) == jax.random.bits(key_B[5])
+  assert {s.data.shape for s in placed.addressable_shards} == {(2,)}
+
+
+def test_one_process_holds_all_lines(mesh):
+  assert place.lines_of(mesh, 8).tolist() == place.lines_of(None, 8).tolist() == list(range(8))
+  batch = np.arange(16).reshape(8, 2)
+  placed = place.rows(mesh, batch, lines=place.lines_of(mesh, 8), total=8)
+  np.testing.assert_array_equal(placed, batch)
+  with pytest.raises(UserError, match=r'a batch of 6 rows does not split over 4 devices'):
+    place.lines_of(mesh, 6)
+
+
+def test_rows_without_some_lines_are_an_error(mesh):
+  lacking = r'rows 2 to 3 of 8 are not all held here; see lines_of'
+  with pytest.raises(ValueError, match=lacking):
+    place.rows(mesh, np.zeros(6), lines=np.array([0, 1, 4, 5, 6, 7]), total=8)
+  with pytest.raises(ValueError, match=r'lines and total go together'):
+    place.rows(mesh, np.zeros(6), lines=np.arange(6))
+
+
+def test_replicated_values(mesh):
+  values = {'a': np.arange(3), 'key': jax.random.key(1)}
+  for where in (mesh, None):
+    placed = place.put(where, values)
+    assert placed['a'].tolist() == [0, 1, 2] and placed['a'].dtype == jnp.int32
+    assert jax.random.bits(placed['key']) == jax.random.bits(values['key'])
+  step = place.scalar(mesh, np.int32(4))
+  assert step == 4 and step.dtype == jnp.int32 and step.sharding == place.replicated(mesh)
+  assert place.scalar(None, 4) == 4
+
+
+# Two processes; workers/checks.py says what they do.
+
+HELD = {
+  'split': ([[0, 1, 2, 3], [4, 5, 6, 7]], [[[0, 1], [1, 2], [2, 3], [3, 4]],
+            [[4, 5], [5, 6], [6, 7], [7, 8]]]),
+  'shared': ([[0, 1, 2, 3], [4, 5, 6, 7]], [[[0, 2], [2, 4]], [[4, 6], [6, 8]]]),
+  'whole': ([list(range(8))] * 2, [[[0, 8]]] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', HELD)
+def test_rows_over_two_processes(pair, name):
+  """The same arrays and keys, from the whole batch and from each process' lines of it."""
+  both = [p.found[name] for p in pair]
+  fold = lambda i: int(jax.random.bits(jax.random.fold_in(jax.random.key(5), i)))
+  x = np.arange(24)
+  expected = {
+    'x': x.reshape(8, 3).tolist(),
+    'y': np.arange(16.0).reshape(2, 8).tolist(),
+    'bits': [fold(i) for i in range(8)],
+    'sum': int(x.sum()),
+  }
+  assert [b['whole'] for b in both] == [b['parts'] for b in both] == [expected, expected]
+  assert all(b['same'] for b in both)
+  lines, held = HELD[name]
+  assert [b['lines'] for b in both] == lines
+  assert [b['held'] for b in both] == held
+  assert all('are not all held here; see lines_of' in b['lacking'] for b in both)
+
+
+@pytest.mark.parametrize('name', HELD)
+def test_state_over_two_processes(pair, name):
+  """Born in shards and fetched whole: bit for bit what one process without a mesh makes."""
+  init = nn.with_logical_partitioning(nn.initializers.normal(), ('embed', 'ffw'))
+  layer = nn.Dense(8, use_bias=False, kernel_init=init)
+  w = np.asarray(place.init(layer, jax.random.key(7), None, jnp.ones((1, 8)))['kernel'])
+  for state in (p.found[name]['state'] for p in pair):
+    assert state['fetched'] == {'w': w.tolist(), 'step': 3, 'host': [0, 1], 'a': [0, 1, 2]}
+    assert state['twice'] == (2 * w).tolist()
+    assert state['types'] == ['ndarray']
+    assert (state['spec'], state['dtype']) == ("P('fsdp', 'tensor')", 'int32')
+    assert state['replicated'] == [True, True]
+    assert state['key'] == int(jax.random.bits(jax.random.key(1)))
 
 
 def test_a_weight_without_axes_is_an_error(mesh):

@@ -5,7 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+
+from r1jax.checkpoint.store import FOLDER, TREE, Store
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / 'tests' / 'system' / 'tiny_config.py'
@@ -29,6 +34,23 @@ def binary():
 
   call.start = start
   return call
+
+
+@pytest.fixture(scope='session')
+def arrays():
+  """arrays(workdir): (step, whole host arrays) of the newest checkpoint, whatever mesh wrote it."""
+
+  def read(workdir):
+    store = Store(workdir / FOLDER)
+    folder = workdir / FOLDER / str(store.latest()) / TREE
+    with ocp.PyTreeCheckpointer() as orbax:
+      wanted = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        orbax.metadata(folder).item_metadata.tree,
+      )
+      return store.latest(), orbax.restore(folder, restore_args=wanted)
+
+  return read
 
 
 @pytest.fixture(scope='session')

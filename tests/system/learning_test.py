@@ -1,5 +1,6 @@
 """Learning: the loss falls and the reward rises in seconds, on tasks that are nearly nothing."""
 
+import contextlib
 import dataclasses
 import io
 import pathlib
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from r1jax.algos.grpo import GRPO
+from r1jax.data.mix import Mixture, Part
+from r1jax.data.sources import Worked
 from r1jax.engine.engine import Engine
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.config import GQA, Dense, Layer, ModelConfig
@@ -25,6 +28,7 @@ from r1jax.tokenizers.byte import ByteTokenizer
 from r1jax.train import stages
 from r1jax.train import state as states
 from r1jax.train.experiment import Experiment
+from r1jax.train.point import Point
 from r1jax.train.progress import Progress
 from r1jax.train.rl import RL
 from r1jax.train.run import Run
@@ -63,25 +67,46 @@ def run_of(stage):
     store=None,
     writer=None,
     timers=Timers(),
+    terminal=io.StringIO(),
     progress=Progress('test', 0, io.StringIO()),
+    stop=None,
+    profiler=None,
+    record={},
   )
   run.engine = Engine(CFG, tok.stops, None, run.announce)
   return run
+
+
+class Watch:
+  """A keeper that keeps figures alone."""
+
+  def __init__(self):
+    self.seen = []
+
+  def done(self, _, figures):
+    self.seen.append(figures)
+
+  def pause(self, _):
+    """Never stops."""
+
+  def resting(self, _):
+    return contextlib.nullcontext()
 
 
 def learn(go, stage, seed=0):
   """The figures of each step."""
   params = states.init_params(Transformer(CFG), seed, None, dummy_inputs(CFG))
   state = states.fresh(params, optim.make(stage.optimizer, params), None)
-  seen = []
-  go(run_of(stage), stage, state, 0, lambda state, step, figures: seen.append(figures))
-  return seen
+  watch = Watch()
+  go(run_of(stage), stage, Point(0, 0, state), watch)
+  return watch.seen
 
 
 def test_sft_loss_falls():
   """From log 265 = 5.6 nats; what no model can know (a letter of 4 in 12 tokens) is not asked."""
-  stage = SFT(AdamW(Constant(1e-2, warmup=3)), steps=40, examples=24, lines=8, length=64)
-  loss = [f['loss'] for f in learn(stages.run_sft, stage)]
+  data = Mixture((Part(Worked(24)),))
+  stage = SFT(AdamW(Constant(1e-2, warmup=3)), steps=40, data=data, lines=8, length=64)
+  loss = [f['loss'] for f in learn(stages.run_supervised, stage)]
   assert 5 < loss[0] < 7 and np.mean(loss[-5:]) < 0.6
 
 

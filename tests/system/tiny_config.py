@@ -7,6 +7,8 @@ import pathlib
 
 from r1jax.algos.grpo import GRPO
 from r1jax.core.config import to_dict
+from r1jax.data.mix import Mixture, Part
+from r1jax.data.sources import Worked
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.config import MLA, Layer, ModelConfig, MoE
 from r1jax.optim.optimizer import AdamW
@@ -33,7 +35,7 @@ LIMITS = Limits(prompt=13, completion=16)
 
 def get_config(stages='sft grpo'):
   """The experiment as a ConfigDict."""
-  sft = SFT(AdamW(Constant(1e-2)), steps=4, examples=16, lines=8, length=64)
+  sft = SFT(AdamW(Constant(1e-2)), steps=4, data=Mixture((Part(Worked(16)),)), lines=8, length=64)
   rl = RL(
     AdamW(Constant(1e-3)),
     steps=4,

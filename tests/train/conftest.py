@@ -1,5 +1,6 @@
 """A model of 20,000 parameters, a task in one file, and runs without a folder or processes."""
 
+import dataclasses
 import io
 import pathlib
 
@@ -7,22 +8,25 @@ import jax
 import pytest
 
 from r1jax.algos.grpo import GRPO
+from r1jax.data.mix import Mixture, Part
+from r1jax.data.sources import Problems, Worked
 from r1jax.engine.engine import Engine
 from r1jax.eval.evaluate import Evaluation
-from r1jax.model.config import MLA, Layer, ModelConfig, MoE
+from r1jax.model.config import MLA, Layer, ModelConfig, MoE, Yarn
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant
 from r1jax.rollout.collect import Limits
 from r1jax.tasks.file import File, load
 from r1jax.tokenizers.byte import ByteTokenizer
+from r1jax.train import provenance
 from r1jax.train import state as states
 from r1jax.train.experiment import Checkpoint, Experiment
 from r1jax.train.forward import Auxiliary
 from r1jax.train.progress import Progress
 from r1jax.train.rl import RL
 from r1jax.train.run import Run
-from r1jax.train.supervised import SFT
+from r1jax.train.supervised import SFT, Phase, Pretrain, extended
 from r1jax.train.telemetry import Timers
 
 TASK = pathlib.Path(__file__).parents[1] / 'tasks' / 'my_task_example.py'
@@ -54,7 +58,7 @@ def quick_compilation():
 def experiment() -> Experiment:
   """Three supervised steps, two of reinforcement learning, eight held-out problems."""
   aux = Auxiliary(balance=1e-2, gamma=1e-2)
-  sft = SFT(SMOOTH, steps=3, examples=16, lines=8, length=64, auxiliary=aux)
+  sft = SFT(SMOOTH, steps=3, data=Mixture((Part(Worked(16)),)), lines=8, length=64, auxiliary=aux)
   rl = RL(
     SMOOTH,
     steps=2,
@@ -70,6 +74,21 @@ def experiment() -> Experiment:
 
 
 @pytest.fixture(scope='session')
+def pretraining(experiment) -> Experiment:
+  """Two plain phases of a batch ramp, one of longer lines under YaRN, on text; no task."""
+  yarn = Yarn(factor=4.0, original=16, length=64)
+  phases = (
+    Phase(2, lines=2, length=16),
+    Phase(3, lines=4, length=16, microbatches=2),
+    Phase(1, lines=2, length=64, auxiliary=Auxiliary(mtp=0.1), yarn=yarn),
+  )
+  data = Mixture((Part(Problems(experiment.task, 40)),), block=4)
+  stage = Pretrain(SMOOTH, data, phases, held_out=data, held_out_batches=2)
+  model = extended(experiment.model, yarn)
+  return dataclasses.replace(experiment, model=model, task=None, stages=(stage,))
+
+
+@pytest.fixture(scope='session')
 def params() -> dict:
   """Fresh parameters on one device; copy what is donated."""
   return states.init_params(Transformer(CFG), 0, None, dummy_inputs(CFG))
@@ -80,7 +99,7 @@ def bare():
   """bare(experiment, mesh): a Run that grades in this process and writes nothing."""
 
   def make(exp, mesh=None, grade=None):
-    tok, task = ByteTokenizer(), load(exp.task)
+    tok, task = ByteTokenizer(), exp.task and load(exp.task)
     run = Run(
       exp=exp,
       workdir=None,
@@ -93,7 +112,11 @@ def bare():
       store=None,
       writer=None,
       timers=Timers(),
+      terminal=io.StringIO(),
       progress=Progress('test', 0, io.StringIO()),
+      stop=None,
+      profiler=None,
+      record=provenance.record(),
     )
     run.engine = Engine(exp.model, tok.stops, mesh, run.announce)
     return run

@@ -111,7 +111,8 @@ def test_a_finished_run_started_again_just_reports(exp, finished, monkeypatch):
   workdir, summary = finished
   before = (workdir / 'metrics.jsonl').read_text()
   (workdir / 'summary.json').unlink()
-  monkeypatch.setattr(loop, 'run_stage', lambda *_: pytest.fail('a finished run ran a stage'))
+  monkeypatch.setattr(loop, 'run_rl', lambda *_: pytest.fail('a finished run ran a stage'))
+  monkeypatch.setattr(loop, 'evaluate', lambda *_: pytest.fail('and was evaluated again'))
   begin = time.monotonic()
   again = train(exp, workdir)
   assert time.monotonic() - begin < 30
@@ -123,5 +124,5 @@ def test_a_run_may_start_from_another_ones_parameters(exp, finished, bare):
   workdir, _ = finished
   run = bare(dataclasses.replace(exp, init=str(workdir / FOLDER / '3')))
   point = loop.begin(run)
-  assert (point.stage, point.step, point.evaluations, int(point.state.step)) == (0, 0, [], 0)
+  assert (point.stage, point.step, point.position, int(point.state.step)) == (0, 0, None, 0)
   jax.tree.map(np.testing.assert_array_equal, point.state.params, arrays(workdir, 3)['params'])

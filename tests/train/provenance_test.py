@@ -58,7 +58,8 @@ def test_outside_git_and_without_git(tmp_path, monkeypatch):
 
 
 def test_write(tmp_path):
-  made = provenance.write(tmp_path / 'run', '{"lr": 0.1}')
+  made = provenance.record()
+  provenance.write(tmp_path / 'run', '{"lr": 0.1}', made)
   assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == {'lr': 0.1}
   assert json.loads((tmp_path / 'run' / 'run.json').read_text()) == made
   assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == ['config.json', 'run.json']

@@ -11,6 +11,7 @@ from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.optim import optimizer as optim
 from r1jax.train import restored
 from r1jax.train import state as states
+from r1jax.train.point import Point
 
 
 @pytest.fixture
@@ -18,9 +19,9 @@ def workdir(experiment, params, bare, tmp_path):
   """Checkpoints in the middle of SFT, after it, and after RL."""
   run = bare(experiment)
   run.store = Store(tmp_path / FOLDER)
-  for update, (stage, step) in {2: (0, 2), 3: (1, 0), 5: (2, 0)}.items():
+  for update, (stage, step) in {2: (0, 2), 3: (0, 3), 5: (1, 1)}.items():
     state = states.fresh(params, optim.make(experiment.stages[0].optimizer, params), None, update)
-    run.save(state, stage, step, [])
+    run.save(Point(stage, step, state), block=True)
   return tmp_path
 
 

@@ -3,19 +3,26 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core import files
 from r1jax.core.errors import UserError
+from r1jax.data.mix import Mixture, Part
+from r1jax.data.sources import Worked
 from r1jax.rollout.collect import Limits
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.file import File, load
 from r1jax.tokenizers.byte import ByteTokenizer
 from r1jax.train import run as runs
+from r1jax.train.experiment import Checkpoint
+from r1jax.train.point import Point
 from r1jax.train.run import open_run
 from r1jax.train.state import State
+
+MANY = Mixture((Part(Worked(90_000)),))
 
 
 def check(exp, mesh=None):
@@ -43,7 +50,7 @@ def test_a_good_experiment_passes(experiment):
     ({'evaluation': {'limits': Limits(5, 12)}}, r'the limit is 5: raise limits.prompt'),
     ({'evaluation': {'problems': 80_000}}, r'evaluation.problems asks for 80000'),
     ({'sft': {'length': 20}}, r'the longest row has \d+ inputs, a line holds 20: raise length'),
-    ({'sft': {'examples': 90_000}}, r'worked problems for sft, the stage asks for 90000'),
+    ({'sft': {'data': MANY}}, r'worked problems for sft, the stage asks for 90000'),
   ],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_at_once(experiment, fields, said):
@@ -94,12 +101,16 @@ def test_first_difference_names_the_field_and_both_values(experiment):
 def test_save_keeps_what_going_on_needs(experiment, bare, tmp_path):
   run = bare(experiment)
   run.store = Store(tmp_path / FOLDER)
-  run.save(State(jax.numpy.int32(7), {'w': jax.numpy.ones(2)}, ()), 1, 4, [{'name': 'after SFT'}])
-  assert run.store.steps() == [7]
+  state = State(jax.numpy.int32(7), {'w': jax.numpy.ones(2)}, ())
+  run.save(Point(0, 4, state, np.array([[3, 1, 9, 0]])), block=True)
+  run.save(Point(0, 4, state), block=True)  # saved already
+  assert run.store.steps() == [7] and run.saved == 7
   meta = run.store.meta()
-  assert (meta['stage'], meta['step'], meta['evaluations']) == (1, 4, [{'name': 'after SFT'}])
+  assert (meta['stage'], meta['step'], meta['position']) == (0, 4, [[3, 1, 9, 0]])
   assert meta['provenance']['versions']['jax'] == jax.__version__
   runs.check_same(experiment, tmp_path, run.store)
+  moved = dataclasses.replace(experiment, mesh=Mesh(tensor=2), checkpoint=Checkpoint(every=9))
+  runs.check_same(moved, tmp_path, run.store)
   with pytest.raises(UserError, match=r'config.seed: 0 there, 1 here\); use another --workdir'):
     runs.check_same(dataclasses.replace(experiment, seed=1), tmp_path, run.store)
   assert files.plain(meta['experiment'])['name'] == 'tiny'

@@ -1,5 +1,6 @@
 """The loops around the steps: on a mesh, over minibatches, from a step in the middle."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from r1jax.core import prng
+from r1jax.data import stream
 from r1jax.engine.generate import Samples
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.optim import optimizer as optim
@@ -17,6 +19,7 @@ from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.task import Grade, Outcome
 from r1jax.train import rl, stages
 from r1jax.train import state as states
+from r1jax.train.point import Point
 
 
 def grade(calls):
@@ -25,22 +28,36 @@ def grade(calls):
 
 
 def fresh(exp, stage, mesh=None):
+  """The start of a stage."""
   params = states.init_params(Transformer(exp.model), 0, mesh, dummy_inputs(exp.model))
-  return states.fresh(params, optim.make(stage.optimizer, params), mesh)
+  state = states.fresh(params, optim.make(stage.optimizer, params), mesh)
+  return Point(exp.stages.index(stage), 0, state)
 
 
-def collected(into):
-  """An `after` that keeps states' parameters (which the next step donates) and figures."""
-  return lambda state, step, figures: into.append((step, jax.device_get(state), figures))
+class Collect:
+  """A keeper that keeps points (on the host: the next step donates their state) and figures."""
+
+  def __init__(self):
+    self.seen, self.paused = [], []
+
+  def done(self, point, figures):
+    point = dataclasses.replace(point, state=jax.device_get(point.state))
+    self.seen.append((point.step, point, figures))
+
+  def pause(self, point):
+    self.paused.append(dataclasses.replace(point, state=jax.device_get(point.state)))
+
+  def resting(self, _):
+    return contextlib.nullcontext()
 
 
 def run_both(exp, bare, mesh=None):
   """What each stage's steps left behind: [(step, state, figures)] of SFT, then of RL."""
   sft, reinforce = exp.stages
-  run, seen = bare(exp, mesh, grade), {'sft': [], 'grpo': []}
-  stages.run_sft(run, sft, fresh(exp, sft, mesh), 0, collected(seen['sft']))
-  stages.run_rl(run, reinforce, fresh(exp, reinforce, mesh), 0, collected(seen['grpo']))
-  return seen
+  run, keep = bare(exp, mesh, grade), {'sft': Collect(), 'grpo': Collect()}
+  stages.run_supervised(run, sft, fresh(exp, sft, mesh), keep['sft'])
+  stages.run_rl(run, reinforce, fresh(exp, reinforce, mesh), keep['grpo'])
+  return {name: k.seen for name, k in keep.items()}
 
 
 @pytest.fixture(scope='module')
@@ -61,6 +78,7 @@ def test_contract_01_whole_steps_on_a_mesh_equal_those_of_one_device(short, bare
   close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0)
   for stage in expected:
     for (_, a, figures), (_, b, others) in zip(expected[stage], made[stage], strict=True):
+      a, b = a.state, b.state
       jax.tree.map(close, a.params, b.params)
       jax.tree.map(close, a.opt, b.opt)
       assert figures.keys() == others.keys()
@@ -71,16 +89,56 @@ def test_contract_01_whole_steps_on_a_mesh_equal_those_of_one_device(short, bare
   assert expected['grpo'][0][2]['reward'] > 0 and expected['grpo'][0][2]['kl'] > 0
 
 
+def again(point):
+  """The point as a new process has it."""
+  return dataclasses.replace(point, state=jax.device_put(point.state))
+
+
 def test_resuming_in_the_middle_repeats_the_rest(experiment, bare):
-  """From the state after step 1 the stages give the same bits, data and random numbers included."""
+  """From the point after step 1 the stages give the same bits, data and random numbers included."""
   for stage in experiment.stages:
-    go = stages.run_sft if stage.name == 'sft' else stages.run_rl
-    run, seen = bare(experiment, None, grade), []
-    whole = go(run, stage, fresh(experiment, stage), 0, collected(seen))
-    step, middle, _ = seen[0]
-    again = go(run, stage, jax.device_put(middle), step, lambda *_: None)
-    jax.tree.map(np.testing.assert_array_equal, whole, again)
-    assert [s for s, *_ in seen] == list(range(1, stage.steps + 1))
+    go = stages.run_supervised if stage.name == 'sft' else stages.run_rl
+    run, keep = bare(experiment, None, grade), Collect()
+    whole = go(run, stage, fresh(experiment, stage), keep)
+    rest = go(run, stage, again(keep.seen[0][1]), Collect())
+    jax.tree.map(np.testing.assert_array_equal, whole, rest)
+    assert [s for s, *_ in keep.seen] == list(range(1, stage.steps + 1))
+
+
+def test_a_rollout_may_be_used_up_after_a_pause(experiment, bare):
+  """Before each update: the rest of the minibatches gives the same bits and figures."""
+  stage, keep = experiment.stages[1], Collect()
+  run = bare(experiment, None, grade)
+  whole = stages.run_rl(run, stage, fresh(experiment, stage), keep)
+  assert [(p.step, p.pending.done) for p in keep.paused] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+  run.engine = None  # what was sampled must not be sampled again
+  for point in keep.paused[2:]:
+    rest = Collect()
+    made = stages.run_rl(run, stage, again(point), rest)
+    jax.tree.map(np.testing.assert_array_equal, whole, made)
+    assert rest.seen[0][2] == keep.seen[1][2]
+
+
+def test_pretraining_goes_through_its_phases_and_resumes_between_them(pretraining, bare):
+  """Other shapes and another context after some steps, one optimizer; the data never repeat."""
+  exp, (stage,) = pretraining, pretraining.stages
+  run, keep = bare(exp), Collect()
+  whole = stages.run_supervised(run, stage, fresh(exp, stage), keep)
+  assert [s for s, *_ in keep.seen] == [1, 2, 3, 4, 5, 6] and int(whole.step) == 6
+  assert all(f['loss'] > 0 and f['skipped'] == 0 for *_, f in keep.seen)
+  firsts = [p.position[0, stream.FIRST] for _, p, _ in keep.seen]
+  assert firsts[0] == firsts[1] < firsts[2] <= firsts[4] < firsts[5]
+  for number in (2, 3, 5):  # at the end of a phase, within one, and before the last
+    rest = stages.run_supervised(run, stage, again(keep.seen[number - 1][1]), Collect())
+    jax.tree.map(np.testing.assert_array_equal, whole, rest)
+
+
+def test_held_out_loss_is_the_mean_over_its_tokens(pretraining, bare):
+  exp, (stage,) = pretraining, pretraining.stages
+  params = fresh(exp, stage).state.params
+  loss = stages.held_out_loss(bare(exp), stage, params)
+  assert loss == stages.held_out_loss(bare(exp), stage, params)
+  assert abs(loss - np.log(272)) < 1  # a fresh model knows nothing
 
 
 def test_contract_10_groups_are_normalized_before_minibatches_are_made(experiment, bare):
@@ -94,7 +152,7 @@ def test_contract_10_groups_are_normalized_before_minibatches_are_made(experimen
   reward[4:8] = 0.1
   t = hand_made(reward)
   run = bare(experiment)
-  b = stages.prepare(run, stage, None, t, None, None)
+  b = stages.prepare(run, stage, None, t, None, None).batch
   r = reward.reshape(4, 4)
   expected = (r - r.mean(1, keepdims=True)) / (r.std(1, keepdims=True) + 1e-6)
   np.testing.assert_allclose(b.advantage_B, expected.reshape(-1), atol=1e-4)
@@ -112,7 +170,7 @@ def test_prepare_asks_the_policy_for_the_old_and_the_reference_for_its_own(exper
   state = states.State(None, 'policy', None, 'reference')
   score = lambda who, b: np.full(b.sampled_BL.shape, {'policy': -1.0}[who])
   refer = lambda who, b: np.full(b.sampled_BL.shape, {'reference': -2.0}[who])
-  b = stages.prepare(bare(experiment), stage, state, hand_made(np.ones(16)), score, refer)
+  b = stages.prepare(bare(experiment), stage, state, hand_made(np.ones(16)), score, refer).batch
   assert (b.old_BL == -1).all() and (b.ref_BL == -2).all() and b.batch.targets_BL.shape == (16, 1)
 
 

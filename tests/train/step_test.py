@@ -30,7 +30,7 @@ from r1jax.train.supervised import SFT
 
 TOK = ByteTokenizer()
 TOLERANCE = 1e-5
-UNEQUAL = {'load_max_over_mean'}  # a maximum over a microbatch is no sum
+UNEQUAL = {'load_max_over_mean', 'fill'}  # a maximum over a microbatch; padding is the layout's
 ROWS = [  # of different lengths and prompts, in lines of one
   Row([*range(i, i + n)], [0.0] * (n // 3) + [1.0] * (n - n // 3))
   for i, n in enumerate([9, 5, 12, 7, 4, 8, 11, 6], 60)
@@ -42,7 +42,7 @@ def program(cfg, stage, microbatches):
   """The whole step as plain descent of rate 1."""
   if isinstance(stage, SFT):
     axis, d = steps.rows_first, functools.partial(supervised.denominators, cfg=cfg)
-    loss = functools.partial(supervised.loss, cfg=cfg, stage=stage)
+    loss = functools.partial(supervised.loss, cfg=cfg, auxiliary=stage.auxiliary)
   else:
     axis, d = rl.batch_axis, functools.partial(rl.denominators, cfg=cfg, stage=stage)
     loss = functools.partial(rl.loss, cfg=cfg, stage=stage)

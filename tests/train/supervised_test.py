@@ -1,70 +1,63 @@
-"""Worked solutions as rows, and what the stage refuses."""
+"""Stages as programs, what they refuse, and what divides their loss."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from r1jax.core.errors import UserError
-from r1jax.data.batch import batch
-from r1jax.tasks.file import load
-from r1jax.tasks.task import Example
-from r1jax.tokenizers import chat
-from r1jax.tokenizers.byte import ByteTokenizer
+from r1jax.core import metrics
+from r1jax.data.batch import Row, batch
+from r1jax.data.stream import Shape
+from r1jax.model.config import Yarn
 from r1jax.train import supervised
-from r1jax.train.supervised import SFT
-
-TOK = ByteTokenizer()
-
-
-class Task:
-  """Three examples, the second without what `lacks` names."""
-
-  name = 'three'
-
-  def __init__(self, lacks=None):
-    self._lacks = lacks
-
-  def examples(self, split, start, count):
-    assert split == 'sft'
-    made = [Example(str(i), f'{i}?', str(i), 'because') for i in range(min(count, 3))]
-    if self._lacks:
-      made[1] = dataclasses.replace(made[1], **{self._lacks: None})
-    return made
+from r1jax.train.forward import Auxiliary
+from r1jax.train.supervised import SFT, Phase
 
 
-def test_rows_hold_prompt_and_solution_with_the_prompt_masked():
-  row = supervised.rows(Task(), TOK, 2)[1]
-  prompt = chat.render_prompt(TOK, '1?')
-  solution = chat.render_solution(TOK, 'because', '1')
-  assert list(row.tokens) == prompt + solution and row.tokens[-1] == TOK.eos
-  assert list(row.weights) == [0] * len(prompt) + [1] * len(solution)
+def test_a_stage_is_segments_of_one_program_each(experiment, pretraining):
+  """SFT is one; a pretraining stage one a phase, counted through, each with its own context."""
+  sft, model = experiment.stages[0], experiment.model
+  (only,) = supervised.segments(sft, model)
+  assert (only.first, only.last, only.model) == (0, 3, model)
+  assert only.shape == Shape(lines=8, length=64, depths=1)
+  (stage,) = pretraining.stages
+  found = supervised.segments(stage, pretraining.model)
+  assert [(s.first, s.last, s.shape.lines, s.shape.length) for s in found] == [
+    (0, 2, 2, 16),
+    (2, 5, 4, 16),
+    (5, 6, 2, 64),
+  ]
+  assert stage.steps == 6 and found[1].microbatches == 2 and found[2].auxiliary.mtp == 0.1
+  assert found[0].model == model and found[2].model == pretraining.model
 
 
-@pytest.mark.parametrize('lacks', ['solution', 'answer'])
-def test_a_missing_solution_is_named(lacks):
-  with pytest.raises(UserError, match='task three gives no worked solution for 1; SFT needs'):
-    supervised.rows(Task(lacks), TOK, 3)
+def test_a_phase_extends_the_context_of_every_attention(experiment):
+  yarn = Yarn(factor=2.0)
+  model = supervised.extended(experiment.model, yarn)
+  rotary = [layer.attention.rotary.yarn for layer in (*model.layers, *model.mtp)]
+  assert rotary == [yarn] * 3
+  assert supervised.extended(model, None) == experiment.model
 
 
-def test_too_few_examples_and_uneven_microbatches_are_errors(experiment):
-  with pytest.raises(UserError, match=r'task three has 3 worked problems for sft, .* asks for 4'):
-    supervised.rows(Task(), TOK, 4)
+def test_what_does_not_split_or_is_empty_is_an_error(experiment, pretraining):
   with pytest.raises(ValueError, match='10 lines do not split into 4 microbatches'):
     SFT(experiment.stages[0].optimizer, steps=1, lines=10, microbatches=4)
+  with pytest.raises(ValueError, match='3 lines do not split into 2 microbatches'):
+    Phase(1, lines=3, microbatches=2)
+  with pytest.raises(ValueError, match='pretraining needs at least one phase'):
+    dataclasses.replace(pretraining.stages[0], phases=())
 
 
-def test_batches_are_packed_and_counted(experiment):
-  stage, task = experiment.stages[0], load(experiment.task)
-  first = next(supervised.batches(stage, task, TOK, 1, seed=3))
-  again = next(supervised.batches(stage, task, TOK, 1, seed=3))
-  np.testing.assert_array_equal(first.inputs.tokens_BL, again.inputs.tokens_BL)
-  assert first.targets_BL.shape == (8, 64) and len(first.ahead_targets) == 1
-  assert supervised.tokens(first) == (first.inputs.segments_BL > 0).sum()
+def test_loss_tells_how_full_the_lines_are(experiment, params):
+  row = Row(np.arange(1, 8), np.ones(7))
+  data = batch([[row], [row, row]], 12, 1)
+  d = supervised.denominators(data, experiment.model)
+  _, aux = supervised.loss(params, data, d, experiment.model, Auxiliary())
+  assert metrics.finish(aux.metrics)['fill'] == 18 / 24
 
 
 def test_target_tokens_divide_the_loss(experiment):
-  row = supervised.rows(Task(), TOK, 1)[0]
+  row = Row(np.arange(10), np.r_[np.zeros(4), np.ones(6)])
   data = batch([[row], [row, row]], 60, 1)
   d = supervised.denominators(data, experiment.model)
   targets = 3 * sum(row.weights)

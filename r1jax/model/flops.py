@@ -1,0 +1,86 @@
+"""Model flops: what the matmuls of a model need, for the utilization of a device (MFU).
+
+A token's forward pass multiplies each matrix it meets once, 2 flops a number: attention, dense or
+shared and active experts (never the idle ones), router, and the head for the main model and each
+prediction depth. Attention scores and their weighted sum take 2·heads·(key + value width) more for
+each position that the token sees; causal, so a segment of n tokens sees n(n+1)/2 in all. Embedding
+lookups, norms, softmax and rotations are not counted. Backward is twice the forward, so
+
+    training = 3 · (tokens · 2·matrices + visible · Σ_layers 2·heads·(key + value))
+
+which for short contexts is the familiar 6·N a token. What is computed again under remat is the
+implementation's cost and not the model's: MFU counts 3 forwards, never 4.
+
+Sources: PaLM (arXiv 2204.02311, appendix B) for the convention, of which this is the exact form
+(it counts the full square of the attention; here only what the mask lets through); DeepSeek-V3
+(2412.19437 §4.2) for 37B active parameters and one prediction depth.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE
+
+
+def training_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
+  """Model flops of a training step over segments of these lengths: forward and backward."""
+  return 3 * forward_flops(cfg, lengths)
+
+
+def forward_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
+  """Model flops of one forward pass over segments of these lengths, heads included."""
+  lengths = [int(n) for n in lengths]  # Python's integers do not overflow
+  visible = sum(n * (n + 1) // 2 for n in lengths)
+  layers = (*cfg.layers, *cfg.mtp)
+  pairs = sum(pair_width(layer.attention) for layer in layers)
+  return 2 * (sum(lengths) * active_matrices(cfg) + visible * pairs)
+
+
+def active_matrices(cfg: ModelConfig) -> int:
+  """Numbers in the matrices that one token is multiplied with; a head counts each time."""
+  blocks = sum(layer_matrices(cfg.embed, layer) for layer in (*cfg.layers, *cfg.mtp))
+  depths = len(cfg.mtp)
+  return blocks + depths * 2 * cfg.embed**2 + (1 + depths) * cfg.embed * cfg.vocab
+
+
+def layer_matrices(embed: int, layer: Layer) -> int:
+  """The same for one block."""
+  return attention_matrices(embed, layer.attention) + mlp_matrices(embed, layer.mlp)
+
+
+def attention_matrices(embed: int, cfg: MLA | GQA) -> int:
+  """Projections; those of MLA as in training, where keys and values are made from the latents."""
+  match cfg:
+    case GQA():
+      return embed * cfg.head * 2 * (cfg.heads + cfg.kv_heads)
+    case MLA():
+      query = cfg.heads * (cfg.nope + cfg.rope)
+      queries = cfg.q_latent * (embed + query) if cfg.q_latent else embed * query
+      keys = embed * (cfg.kv_latent + cfg.rope) + cfg.kv_latent * cfg.heads * (cfg.nope + cfg.value)
+      return queries + keys + cfg.heads * cfg.value * embed
+
+
+def mlp_matrices(embed: int, cfg: Dense | MoE) -> int:
+  """SwiGLU's three; of experts the shared and the active ones, and the router."""
+  match cfg:
+    case Dense():
+      return 3 * embed * cfg.ffw
+    case MoE():
+      return 3 * embed * cfg.ffw * (cfg.shared + cfg.active) + embed * cfg.experts
+
+
+def pair_width(cfg: MLA | GQA) -> int:
+  """Products for one query and one position it sees, over all heads: score and weighted sum."""
+  match cfg:
+    case GQA():
+      return 2 * cfg.heads * cfg.head
+    case MLA():
+      return cfg.heads * (cfg.nope + cfg.rope + cfg.value)
+
+
+def segment_lengths(segments_BL: np.ndarray) -> np.ndarray:
+  """The lengths of a packed batch's segments, row by row; 0 is padding and no segment."""
+  segments_BL = np.asarray(segments_BL)
+  own_BL = segments_BL + np.arange(len(segments_BL))[:, None] * (segments_BL.max(initial=0) + 1)
+  return np.unique(own_BL[segments_BL > 0], return_counts=True)[1]

@@ -1,0 +1,35 @@
+"""Where a run is, as one value: what a step begins with, what a checkpoint holds."""
+
+import dataclasses
+from typing import NamedTuple
+
+from r1jax.data.stream import Position
+from r1jax.rollout.trajectory import RLBatch
+from r1jax.train.state import State
+
+
+class Pending(NamedTuple):
+  """A graded rollout with updates still to make.
+
+  Its arrays on the host, how many updates are done, their metrics as sums, and what the rollout
+  itself reports.
+  """
+
+  batch: RLBatch
+  done: int
+  total: dict[str, tuple[float, float]]
+  figures: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A stage, how many of its steps are done, and all that going on needs.
+
+  position: of the supervised stream; pending: an RL step's rollout that is not used up.
+  """
+
+  stage: int
+  step: int
+  state: State
+  position: Position | None = None
+  pending: Pending | None = None

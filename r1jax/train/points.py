@@ -1,0 +1,118 @@
+"""Points of a run as checkpoints, and back.
+
+    tree    step, params (router bias too), opt, reference, pending (a graded rollout not used up)
+    meta    config, stage, step in it, position in the data, what a pending rollout has reported
+
+Random keys are functions of (seed, stage, step) and need no saving.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from r1jax.checkpoint.store import Damaged, Store
+from r1jax.core import config, tree
+from r1jax.data import stream
+from r1jax.engine.generate import Samples, empty_routes
+from r1jax.model.config import ModelConfig
+from r1jax.model.transformer import Transformer, dummy_inputs
+from r1jax.optim import optimizer as optim
+from r1jax.rollout.collect import Trajectories
+from r1jax.rollout.trajectory import RLBatch, rl_batch
+from r1jax.sharding import place, processes
+from r1jax.train import rl
+from r1jax.train.experiment import Experiment, Stage
+from r1jax.train.point import Pending, Point
+from r1jax.train.rl import RL
+from r1jax.train.state import State
+
+
+class Saved(NamedTuple):
+  """The arrays of a checkpoint."""
+
+  step: Any
+  params: Any
+  opt: Any
+  reference: Any = None
+  pending: RLBatch | None = None
+
+
+def saved(exp: Experiment, mesh: jax.sharding.Mesh | None, point: Point) -> tuple[Saved, dict]:
+  """(tree, meta) of a point; every process calls it."""
+  pending, position = point.pending, point.position
+  held = pending and place.rows(mesh, pending.batch, rl.batch_axis(pending.batch))
+  if position is not None:
+    position = stream.merge([np.array(p) for p in processes.exchange(position.tolist())]).tolist()
+  meta = {
+    'experiment': json.loads(config.to_json(exp)),
+    'stage': point.stage,
+    'step': point.step,
+    'position': position,
+    'pending': pending and pending._replace(batch=None)._asdict(),
+  }
+  return Saved(*point.state, held), meta
+
+
+def newest(exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, say: Any) -> Point | None:
+  """The newest checkpoint that is whole; damaged ones are named and taken away. None: none."""
+  for step in reversed(store.steps()):
+    try:
+      return restore(exp, mesh, store, step)
+    except Damaged as error:
+      if step == store.steps()[0]:
+        raise  # nothing older to go on from: the user decides
+      say(f'{error}; going on from an older one')
+      store.discard(step)
+  return None
+
+
+def restore(exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, step: int) -> Point:
+  """The point that a checkpoint holds, on this run's mesh, whatever mesh wrote it."""
+  meta = store.meta(step)
+  stage = exp.stages[meta['stage']]
+  wanted = template(exp, mesh, stage)
+  if meta['pending']:
+    wanted = wanted._replace(pending=pending_template(exp.model, mesh, stage, store.describe(step)))
+  got = store.restore(wanted, step)
+  pending, position = None, meta['position']
+  if meta['pending']:
+    total = {name: tuple(pair) for name, pair in meta['pending']['total'].items()}
+    pending = Pending(**meta['pending'] | {'batch': processes.fetch(got.pending), 'total': total})
+  position = None if position is None else np.array(position)
+  return Point(meta['stage'], meta['step'], State(*got[:4]), position, pending)
+
+
+def template(exp: Experiment, mesh: jax.sharding.Mesh | None, stage: Stage) -> Saved:
+  """Shapes and places of a stage's state, without memory."""
+  boxed = place.abstract(Transformer(exp.model), dummy_inputs(exp.model))
+  params = place.templates(mesh, boxed)
+  opt = place.like_templates(
+    mesh, params, jax.eval_shape(optim.make(stage.optimizer, params).init, params)
+  )
+  step = jax.ShapeDtypeStruct((), 'int32', sharding=place.replicated(mesh))
+  reference = isinstance(stage, RL) and stage.algorithm.beta > 0
+  return Saved(step, params, opt, params if reference else None)
+
+
+def pending_template(
+  cfg: ModelConfig, mesh: jax.sharding.Mesh | None, stage: RL, held: dict[str, str]
+) -> RLBatch:
+  """Shapes and places of a pending batch: structure from the config, sizes from what is held."""
+  routes = jax.eval_shape(lambda: empty_routes(cfg, 1, 2))
+  one = np.ones((1, 1), np.int32)
+  samples = Samples(one, one, one[0], one[0], jax.tree.map(lambda s: np.zeros(s.shape), routes))
+  t = Trajectories(one, one[0], samples, [''], [])
+  batch = rl_batch(t, np.zeros(1), len(cfg.mtp), stage.routing == 'replay')
+  batch = batch._replace(
+    ref_BL=one if stage.algorithm.beta else None,
+    old_BL=one if stage.algorithm.old == 'recomputed' else None,
+  )
+
+  def shaped(path: str, axis: int) -> jax.ShapeDtypeStruct:
+    dtype, _, shape = held[f'pending/{path}'].rstrip(']').partition('[')
+    where = None if mesh is None else place.row_sharding(mesh, axis)
+    return jax.ShapeDtypeStruct(json.loads(f'[{shape}]'), dtype, sharding=where)
+
+  return tree.map_named(shaped, rl.batch_axis(batch))

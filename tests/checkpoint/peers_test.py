@@ -1,0 +1,95 @@
+"""Two processes save, fail, restore and discard as one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.checkpoint import checksum, peers
+from r1jax.checkpoint.errors import CheckpointError
+from r1jax.checkpoint.store import Store
+
+WORKER = pathlib.Path(__file__).parent / 'workers' / 'two.py'
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+  """(folder, what each of the two processes said)."""
+  folder = tmp_path_factory.mktemp('pair')
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  env = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
+  workers = [
+    subprocess.Popen(
+      [sys.executable, str(WORKER), str(port), str(i), str(folder)],
+      env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  try:
+    outs = [worker.communicate(timeout=120) for worker in workers]
+  finally:
+    for worker in workers:
+      worker.kill()
+  assert [worker.returncode for worker in workers] == [0, 0], '\n'.join(e for _, e in outs)
+  return folder, [json.loads(out.splitlines()[-1]) for out, _ in outs]
+
+
+def test_both_processes_agree(pair):
+  _, said = pair
+  assert said[0]['steps'] == said[1]['steps'] == [1, 2]
+  assert said[0]['left'] == said[1]['left'] == [1, 2]
+  assert said[0]['whole'] == said[1]['whole'] == [True, True]
+  assert said[0]['discarded'] == said[1]['discarded'] == [1]
+  assert said[0]['peers'] == said[1]['peers'] == 'nothing was wrong'
+
+
+@pytest.mark.parametrize(('what', 'where'), [('arrays', 1), ('marker', 0)])
+def test_a_write_that_fails_on_one_process_fails_on_both(pair, what, where):
+  folder, said = pair
+  line = (
+    f'CheckpointError: checkpoint step 3 could not be written to {folder} (%sNo space left on '
+    'device); free space and start the same command again; the newest complete checkpoint is step 2'
+  )
+  assert said[where][what] == line % ''
+  assert said[1 - where][what] == line % f'process {where}: '
+
+
+def test_damage_that_one_process_finds_is_damage_for_both(pair):
+  _, said = pair
+  assert said[1]['damaged'].startswith('Damaged: checkpoint step 2')
+  assert said[0]['damaged'] == f'Damaged: process 1: {said[1]["damaged"].removeprefix("Damaged: ")}'
+
+
+def test_one_process_reads_what_two_wrote(pair):
+  """On another mesh, with the same checksums; the save in flight at the end was completed."""
+  folder, said = pair
+  store = Store(folder)
+  assert store.steps() == [1, 4] and store.meta() == {'at': 4}
+  mesh = jax.make_mesh((8,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.NamedSharding(mesh, jax.P('d'))
+  want = np.arange(96, dtype='float32').reshape(16, 6)
+  shapes = {
+    'w': jax.ShapeDtypeStruct((16, 6), 'float32', sharding=over),
+    'n': jax.ShapeDtypeStruct((), 'int32'),
+  }
+  for step in (1, 4):
+    got = store.restore(shapes, step)
+    assert np.array_equal(got['w'], want + step) and got['n'] == step
+  sums = checksum.start([jnp.asarray(want + 2), jnp.asarray(2, jnp.int32)])()
+  assert said[0]['sums'] == said[1]['sums'] == sums
+
+
+def test_one_process_meets_nobody():
+  assert peers.leader() and peers.meeting() == ''
+  assert peers.together('', lambda: 3) == 3
+  with pytest.raises(CheckpointError, match=r'^as it was$'):
+    peers.together('', lambda: (_ for _ in ()).throw(CheckpointError('as it was')))

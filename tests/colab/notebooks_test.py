@@ -1,0 +1,56 @@
+"""The notebooks run from top to bottom, shortened by their parameters."""
+
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+COLAB = pathlib.Path(__file__).parents[2] / 'colab'
+# The quickstart in seconds: a small model, few steps, few problems.
+SHORT = [
+  ('stages[0].steps', '3'),
+  ('stages[1].steps', '2'),
+  ('stages[1].prompts', '4'),
+  ('stages[1].algorithm.group', '2'),
+  ('evaluation.problems', '8'),
+  ('evaluation.batch', '8'),
+  ('model.embed', '32'),
+]
+
+
+def run(name, monkeypatch, **parameters):
+  """The executed notebook, the cell tagged 'parameters' followed by other values."""
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  book = nbformat.read(COLAB / name, as_version=4)
+  cell = next(c for c in book.cells if 'parameters' in c.metadata.get('tags', ()))
+  cell.source += '\n' + '\n'.join(f'{key} = {value!r}' for key, value in parameters.items())
+  client = nbclient.NotebookClient(book, timeout=300, resources={'metadata': {'path': COLAB}})
+  return client.execute()
+
+
+def printed(book, text):
+  """The stdout of the cell that holds a text."""
+  cell = next(c for c in book.cells if c.cell_type == 'code' and text in c.source)
+  return ''.join(o.text for o in cell.outputs if o.get('name') == 'stdout')
+
+
+def test_the_quickstart_notebook(monkeypatch, tmp_path):
+  book = run('01_quickstart.ipynb', monkeypatch, WORKDIR=str(tmp_path / 'run'), OVERRIDES=SHORT)
+  assert 'after GRPO' in printed(book, 'summary = train(')
+  pictures = [
+    o for c in book.cells for o in c.get('outputs', ()) if 'image/png' in o.get('data', {})
+  ]
+  assert len(pictures) == 2
+  assert 'greedy' in printed(book, 'restored.evaluate')
+  answers = printed(book, "ask('7 - 2 + 9 - 5'")
+  assert answers.count('9 - 8 + 7 - 6') == 1 and '7 - 2 + 9 - 5\n' in answers
+
+
+@pytest.mark.parametrize('name', sorted(p.name for p in COLAB.glob('*.ipynb')))
+def test_notebooks_copy_nothing_from_the_package(name):
+  """They import it: no class, no model code, no loop over steps."""
+  book = nbformat.read(COLAB / name, as_version=4)
+  source = '\n'.join(c.source for c in book.cells if c.cell_type == 'code')
+  assert 'from r1jax' in source and 'class ' not in source and 'jax.grad' not in source
