@@ -36,7 +36,8 @@ LOCAL_DEVICES = absl_flags.DEFINE_integer(
 PROFILE = absl_flags.DEFINE_string(
   'profile',
   None,
-  "Steps to trace, 'START:COUNT', of the first stage that reaches them, into WORKDIR/profile (XProf, Perfetto).",
+  "Steps to trace, 'START:COUNT', of the first stage that reaches them; into WORKDIR/profile, for "
+  'XProf or Perfetto.',
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -62,40 +63,56 @@ def one(tmp_path_factory):
   return workdir
 
 
-@pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_match_one(one, arrays, tmp_path, count):
-  """SFT and GRPO, sampled, graded and evaluated by all of them; process 0 writes and talks."""
-  done = spawn(count, tmp_path / 'run', *MESH)
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  """The same as two processes with four devices each: the workdir, and how they ended."""
+  workdir = tmp_path_factory.mktemp('two') / 'run'
+  return workdir, spawn(2, workdir, *MESH)
+
+
+def check_match(arrays, workdir, done, one):
+  """Parameters, losses and evaluations as of one process; process 0 alone wrote and talked."""
   check_ended(done)
-  assert all(
-    not errors.count('tok/s') and not out.count('after SFT') for _, out, errors in done[1:]
-  )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-    arrays(tmp_path / 'run')[1]['params'],
-    arrays(one)[1]['params'],
-  )
-  for mine, expected in zip(losses(tmp_path / 'run'), losses(one), strict=True):
+  assert 'after SFT' in done[0][1] and 'tok/s' in done[0][2]
+  assert not any('tok/s' in errors or 'after SFT' in out for _, out, errors in done[1:])
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+  jax.tree.map(close, arrays(workdir)[1]['params'], arrays(one)[1]['params'])
+  check_losses(workdir, one)
+  read = lambda w: json.loads((w / 'evaluations.json').read_text())
+  assert [e['correct'] for e in read(workdir)] == [e['correct'] for e in read(one)]
+
+
+def check_losses(workdir, one):
+  for mine, expected in zip(losses(workdir), losses(one), strict=True):
     assert mine[:2] == expected[:2]
     np.testing.assert_allclose(mine[2:], expected[2:], rtol=0, atol=1e-5)
-  read = lambda w: json.loads((w / 'evaluations.json').read_text())
-  assert [e['correct'] for e in read(tmp_path / 'run')] == [e['correct'] for e in read(one)]
 
 
-def test_a_checkpoint_moves_to_another_mesh_and_process_count(one, tmp_path):
-  """Two processes begin on eight devices, one goes on with four, to the same losses."""
+def test_two_processes_match_one(one, two, arrays):
+  """SFT and GRPO, sampled, graded and evaluated by both."""
+  check_match(arrays, *two, one)
+
+
+@pytest.mark.slow
+def test_four_processes_match_one(one, arrays, tmp_path):
+  check_match(arrays, tmp_path / 'run', spawn(4, tmp_path / 'run', *MESH), one)
+
+
+def test_a_checkpoint_moves_to_another_mesh_and_process_count(one, two, tmp_path):
+  """Begun by two processes on eight devices, ended by one on four, with the same losses."""
   workdir = tmp_path / 'run'
-  half = ('--config.stages[1].steps=4',)
-  check_ended(spawn(2, workdir, *MESH, *half))
+  shutil.copytree(two[0], workdir)
   for step in Store(workdir / FOLDER).steps():
     if step > 6:  # as if it had ended in the middle of GRPO
-      (workdir / FOLDER / str(step) / 'checkpoint.json').unlink()
-  other = ('--config.mesh.data=1', '--config.mesh.fsdp=2', '--config.mesh.expert=1')
-  done = spawn(1, workdir, *other, '--config.mesh.tensor=2', devices=4)
+      shutil.rmtree(workdir / FOLDER / str(step))
+  rows = (workdir / telemetry.METRICS).read_text().splitlines(True)
+  known = [r for r in rows if '"grpo"' not in r or json.loads(r)['step'] <= 2]
+  (workdir / telemetry.METRICS).write_text(''.join(known))
+  mesh = ('--config.mesh.fsdp=2', '--config.mesh.expert=2')
+  done = spawn(1, workdir, *mesh, devices=4)
   check_ended(done)
   assert 'resuming at grpo step 2' in done[0][2]
-  for mine, expected in zip(losses(workdir), losses(one), strict=True):
-    np.testing.assert_allclose(mine[2:], expected[2:], rtol=0, atol=1e-5)
+  check_losses(workdir, one)
 
 
 def test_processes_that_disagree_stop_with_one_line(tmp_path):
