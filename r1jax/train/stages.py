@@ -85,8 +85,9 @@ def feed(
   mine = place.lines_of(run.mesh, shape.lines)
   sources = supervised.opened(data, shape, run.task, run.tok)
   batches = stream.Stream(sources, data, shape, run.exp.seed, mine, position)
-  with Prefetch(batches) as ahead:
-    yield ((place.rows(run.mesh, b, lines=mine, total=shape.lines), p) for b, p in ahead)
+  placed = ((place.rows(run.mesh, b, lines=mine, total=shape.lines), p) for b, p in batches)
+  with Prefetch(placed) as ahead:
+    yield ahead
 
 
 def train_program(run: Run, what: str, step: Callable, state: State) -> Program:

@@ -1,12 +1,13 @@
 """What runs beside the steps: checkpoints, data, start-up. And how full packing gets.
 
-  python -m tests.benchmarks.overheads [--blocks=12] [--steps=60]
+  python -m tests.benchmarks.overheads [--pairs=40] [--steps=8]
 
-Checkpoints: SFT of the quickstart in blocks of steps, one saved at every other block's first step,
-in one process; a block's time holds the blocking part and what the writing behind it takes from the
-steps. Data wait: the share of the same steps that waited for a batch. Start-up: the quickstart's
-command from the shell to its first row in metrics.jsonl, a third time (compiled programs cached),
-and the same command again after SIGKILL, which resumes.
+Checkpoints: SFT of the quickstart in short blocks of steps, every other one with a save at its
+start, in one process; a block's time holds the blocking part and what the writing behind it takes
+from the steps, and the cost is divided by the steps between two saves of the quickstart's config.
+Data wait: the share of the same steps that waited for a batch. Start-up: the quickstart's command
+from the shell to its first row in metrics.jsonl, with compiled programs cached, and the same
+command again after SIGKILL, which resumes.
 """
 
 import argparse
@@ -38,28 +39,31 @@ from tests.benchmarks.bars import bar, machine
 
 
 class Blocks(Keeper):
-  """Saves at the first step of every other block, and times the blocks."""
+  """Saves at the start of some blocks of steps and times them all, until the save is complete."""
+
+  ORDER = (False, True, True, False)  # neighbours are compared: the machine's speed drifts
 
   def __init__(self, run, steps, flops, size):
     super().__init__(run, steps, flops)
-    self._size, self._begin, self.seconds = size, None, {True: [], False: []}
+    self._size, self._begin, self.seconds = size, None, []
 
   def done(self, point, figures):
-    block, within = divmod(point.step - 1, self._size)
     self._tell(point.step, dict(figures))
-    if within == 0:
-      if block and self._begin:
-        self.seconds[block % 2 == 0].append(time.monotonic() - self._begin)
-      self._run.store.wait()
-      self._begin = time.monotonic()
-      if block % 2:
-        self._run.save(point)
+    block, rest = divmod(point.step - 1, self._size)  # the first step is none's: it compiles
+    if rest:
+      return
+    self._run.store.wait()
+    if block:
+      self.seconds.append(time.monotonic() - self._begin)
+    self._begin = time.monotonic()
+    if self.ORDER[block % 4]:
+      self._run.save(point)
 
 
-def blocks(given, count: int, size: int) -> tuple[float, float, float]:
-  """(what a save costs in seconds, the same as a share of `every` steps, data wait)."""
+def blocks(given, pairs: int, size: int) -> tuple[float, float]:
+  """(what a save costs as a share of the steps between two, data wait)."""
   exp = config.from_dict(Experiment, given)
-  stage, steps = exp.stages[0], count * size + 1
+  stage, steps = exp.stages[0], (4 * (pairs // 2) + 2) * size + 1
   if isinstance(stage, SFT):
     stage = dataclasses.replace(stage, steps=steps)
   else:  # its first shape, in the last phase's context
@@ -72,18 +76,19 @@ def blocks(given, count: int, size: int) -> tuple[float, float, float]:
       keeper = Blocks(run, stage.steps, 1.0, size)
       run_supervised(run, stage, point, keeper)
     run.writer.flush()
-    rows = telemetry.read(folder)[size:]
-  saved, plain = keeper.seconds[False], keeper.seconds[True]
-  # Neighbouring blocks are compared: the machine's speed drifts.
-  costs = [a - b for a, b in zip(saved, plain)]
-  step = statistics.median(plain) / size
-  cost = statistics.median(costs)
+    rows = telemetry.read(folder)[2 * size :]
+  seconds = keeper.seconds[2:]  # the first save compiles its checksums
+  signs = [1 if Blocks.ORDER[(i + 2) % 4] else -1 for i in range(len(seconds))]
+  costs = [sum(s * t for s, t in zip(signs[i : i + 2], seconds[i : i + 2]))
+           for i in range(0, len(seconds) - 1, 2)]  # fmt: skip
+  step = statistics.median(t for s, t in zip(signs, seconds) if s < 0) / size
+  cost, spread = statistics.median(costs), statistics.quantiles(costs, n=4)
   print(
-    f'{exp.name}: step {1e3 * step:.1f} ms; a save costs {1e3 * cost:.0f} ms '
-    f'(blocks {", ".join(f"{1e3 * c:.0f}" for c in costs)} ms)'
+    f'{exp.name}: step {1e3 * step:.0f} ms; a save costs {1e3 * cost:.0f} ms '
+    f'(quartiles {1e3 * spread[0]:.0f} and {1e3 * spread[2]:.0f} of {len(costs)} pairs of blocks)'
   )
   wait = sum(r['time/data'] for r in rows) / sum(r['time/data'] + r['time/train'] for r in rows)
-  return cost, cost / (exp.checkpoint.every * step), wait
+  return cost / (exp.checkpoint.every * step), wait
 
 
 class Documents:
@@ -144,14 +149,14 @@ def starts() -> tuple[float, float]:
 def main() -> None:
   """Measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--blocks', type=int, default=12)
-  parser.add_argument('--steps', type=int, default=60)
+  parser.add_argument('--pairs', type=int, default=40)
+  parser.add_argument('--steps', type=int, default=8)
   args = parser.parse_args()
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp())
   print(machine())
   again, resumed = starts()
-  _, share, wait = blocks(quickstart.get_config(), args.blocks, args.steps)
-  text = blocks(pretrain_tiny.get_config(), 2, args.steps)[2]
+  share, wait = blocks(quickstart.get_config(), args.pairs, args.steps)
+  text = blocks(pretrain_tiny.get_config(), 4, args.steps)[1]
   fills = {sigma: fill(sigma) for sigma in (0.5, 1.0, 1.5)}
   print('fill by sigma of the lengths: ' + ', '.join(f'{s} {f:.4f}' for s, f in fills.items()))
   bar('checkpoint_share_of_step_time', 100 * share, '<', 2, ' %')
