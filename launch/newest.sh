@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The kernel and model tests once more, under the newest Python (3.12 or later) and the newest jax to be had here: the
+# Kernels, model, losses, engine and checkpoints once more, under the newest Python (3.12 or later) and the newest jax to be had here: the
 # versions that Colab and the accelerators run. Found on the PATH or with pyenv; with none, says so and succeeds.
 #   bash launch/newest.sh            bash launch/newest.sh tests/kernels            NEWEST_PYTHON=/path/to/python3 bash …
 # Installs into .venv-newest once, and again when setup.cfg changes; `rm -r .venv-newest` fetches newer versions.
@@ -32,5 +32,5 @@ $venv/bin/python -c 'import flax, jax, numpy, optax, platform; print(
   f"newest: Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}, "
   f"optax {optax.__version__}, numpy {numpy.__version__}")'
 # Parity needs torch, whose versions for the newest Python are not those that the oracles were chosen for.
-[ $# -gt 0 ] || set -- tests/kernels tests/model tests/algos tests/optim tests/engine
+[ $# -gt 0 ] || set -- tests/kernels tests/model tests/algos tests/optim tests/engine tests/checkpoint
 exec $venv/bin/python -m pytest -q --ignore=tests/model/parity_test.py "$@"
