@@ -1,12 +1,12 @@
-"""SFT on solved problems of your own: rows with a problem, a solution and an answer.
+r"""SFT on solved problems of your own: rows with a problem, a solution and an answer.
 
-  python -m r1jax.bin.dataset --source=tests/records/problems.jsonl --name=problems --folder=runs/data
+  python -m r1jax.bin.dataset --name=problems --folder=runs/data \
+    --source=tests/records/problems.jsonl
   python -m r1jax.bin.train --config=configs/sft_records.py --workdir=runs/sft_records
 
-The first command makes a TFDS dataset of the JSONL file; to read the file as it is:
---config.stages[0].data.parts[0].source.records.type=Jsonl \
---config.stages[0].data.parts[0].source.records.path=tests/records/problems.jsonl. Other names of the
-fields: …source.question=, .thought=, .answer=. The 400 rows are chains of sums, a fifth of what the
+The first command makes a TFDS dataset of the JSONL file. To read the file as it is, override
+stages[0].data.parts[0].source.records.type by Jsonl and its path; other names of the fields are
+source.question, .thought and .answer. The 400 rows are chains of sums, a fifth of what the
 quickstart's SFT reads; evaluation is the quickstart's.
 
 Needs: two CPU cores, 3 GiB, SFT_TIME. Not yet run on TPU or GPU.

@@ -14,6 +14,7 @@ must fit. A binary:
     flags.run(main)
 """
 
+import errno
 import importlib.util
 import inspect
 import os
@@ -32,6 +33,7 @@ from r1jax.core.errors import UserError, no_such
 T = TypeVar('T')
 Overrides = list[tuple[str, str]]
 USER_ERROR = 2
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
 
 
@@ -84,6 +86,15 @@ def run(main: Callable[[Overrides], Any], argv: Sequence[str] | None = None) -> 
   except UserError as error:
     # The message may quote a user's file or value; what is printed is one line all the same.
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
+    sys.exit(USER_ERROR)
+  except OSError as error:
+    if error.errno not in NO_SPACE:
+      raise
+    where = f' ({error.filename})' if error.filename else ''
+    print(
+      f'error: {error.strerror}{where}; free space and start the same command again',
+      file=sys.stderr,
+    )
     sys.exit(USER_ERROR)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

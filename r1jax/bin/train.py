@@ -53,17 +53,16 @@ def main(overrides: flags.Overrides) -> None:
   exp = flags.load_config(Experiment, CONFIG.value, overrides)
   logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(WORKDIR.value)
-  processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, LOCAL_DEVICES.value)
   profile = window(PROFILE.value) if PROFILE.value else None
-  print(
-    f'{exp.name}: seed {exp.seed}, stages {", ".join(s.name for s in exp.stages)}, '
-    f'workdir {workdir}',
-    flush=True,
-  )
+  processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, LOCAL_DEVICES.value)
+  if processes.leader():
+    stages = ', '.join(s.name for s in exp.stages)
+    print(f'{exp.name}: seed {exp.seed}, stages {stages}, workdir {workdir}', flush=True)
   try:
     summary = train(exp, workdir, profile)
   except Stopped as stopped:
-    print(stopped, file=sys.stderr)
+    if processes.leader():
+      print(stopped, file=sys.stderr)
     sys.exit(stopped.code)
   if not processes.leader():
     return

@@ -17,7 +17,7 @@ import re
 from r1jax.core.errors import UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LOST = (errno.ENOENT, errno.EIO)
+LOST = (errno.ENOENT, errno.EIO)  # EIO may pass (NFS): what is damaged is set aside, not deleted
 WRONG = (None, 'DATA_LOSS', 'FAILED_PRECONDITION', 'NOT_FOUND', 'OUT_OF_RANGE')
 TENSORSTORE = re.compile(r'(?:([A-Z]+(?:_[A-Z]+)*): )?Error (?:opening|reading|writing) ')
 

@@ -13,32 +13,27 @@ import secrets
 from collections.abc import Callable
 from typing import TypeVar
 
-import jax
 import numpy as np
 from jax._src import distributed  # the service's client has no public name (Orbax does the same)
 from jax.experimental import multihost_utils
 
 from r1jax.checkpoint.errors import CheckpointError, Damaged, reason
+from r1jax.sharding import processes
 
 T = TypeVar('T')
 HOUR_MS = 3_600_000  # a process that died ends the meeting sooner: the service misses its heartbeat
 
 
-def leader() -> bool:
-  """Whether this is the process that makes folders, markers and deletions."""
-  return jax.process_index() == 0
-
-
 def meeting() -> str:
   """A name that no other meeting of the run has; by every process, from the main thread."""
-  if jax.process_count() == 1:
+  if processes.count() == 1:
     return ''
   return f'r1jax/{multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))}'
 
 
 def together(name: str, what: Callable[[], T]) -> T:
   """What `what` returns; raises on every process when it raised on any."""
-  if jax.process_count() == 1:
+  if processes.count() == 1:
     return what()
   client, failure, result = distributed.global_state.client, None, None
   try:
@@ -46,7 +41,7 @@ def together(name: str, what: Callable[[], T]) -> T:
   except Exception as error:  # told to the others, then raised
     failure = error
     told = {'damaged': isinstance(error, Damaged), 'why': reason(error)}
-    client.key_value_set(f'{name}/{jax.process_index()}', json.dumps(told))
+    client.key_value_set(f'{name}/{processes.index()}', json.dumps(told))
   client.wait_at_barrier(f'{name}/all', HOUR_MS)
   if failure is not None:
     raise failure

@@ -1,7 +1,8 @@
 """A directory of step folders: which are complete, what is wrong with them, which may go.
 
 A step folder without `checkpoint.json` is an interrupted save: it is named in messages, removed
-when it stands in the way, and never taken for a checkpoint. Removal begins with the marker.
+when it stands in the way, and never taken for a checkpoint. Removal begins with the marker. A step
+that was set aside is `40.damaged`: no step, and only another of that name removes it.
 """
 
 import contextlib
@@ -49,6 +50,21 @@ class Steps:
     if self.folder(step).exists():
       self.folder(step).rmtree()
 
+  def set_aside(self, step: int) -> None:
+    """Renames a step to '<step>.damaged', in place of an older one of that name."""
+    folder = self.folder(step)
+    aside = folder.parent / f'{folder.name}.damaged'
+    try:
+      if folder.exists():
+        if aside.exists():
+          aside.rmtree()
+        folder.rename(aside)
+    except OSError as error:
+      raise CheckpointError(
+        f'damaged checkpoint {folder} cannot be set aside ({reason(error)}); mend that and start '
+        'the same command again'
+      ) from error
+
   def remove_unfinished(self, step: int) -> None:
     """As far as the disk lets; what stays is no checkpoint, and the next save removes it."""
     for _ in range(10):
@@ -81,13 +97,14 @@ class Steps:
     )
 
   def damaged(self, step: int, why: str) -> Damaged:
-    """The error of a complete step whose bytes are wrong."""
+    """The error of a complete step whose bytes are wrong; true for who stops and who goes on."""
     others = [other for other in self.complete() if other != step]
-    mend = f'use step {others[-1]} instead' if others else 'train again'
-    return Damaged(
-      f'checkpoint step {step} in {self.directory} is damaged ({why}); '
-      f'remove {self.folder(step)} and {mend}'
+    mend = (
+      f'step {others[-1]} can be used instead'
+      if others
+      else 'no other is complete: train again in another workdir'
     )
+    return Damaged(f'checkpoint step {step} in {self.directory} is damaged ({why}); {mend}')
 
   def unreadable(self, step: int, error: Exception) -> CheckpointError:
     """The error of a step that the system does not let be read."""

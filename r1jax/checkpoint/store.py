@@ -20,7 +20,8 @@ back under the shardings of the template, whatever mesh they were written from.
 
 What cannot be written, read or used raises one line, a `CheckpointError` that says what to do. It
 is `Damaged` when a complete checkpoint's bytes are not those that were written (a file missing, its
-size, its digest, an array's checksum): the caller may then `discard` it and take the one before.
+size, its digest, an array's checksum): the caller may then `discard` it, which only sets it aside,
+and take the one before.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ from r1jax.checkpoint.errors import CheckpointError, Damaged, expected, is_damag
 from r1jax.checkpoint.marker import MARKER
 from r1jax.checkpoint.steps import Steps
 from r1jax.core import files
+from r1jax.sharding import processes
 
 FOLDER = 'checkpoints'  # of a workdir
 TREE = 'tree'
@@ -123,7 +125,11 @@ class Store:
     self._background.wait()
 
   def poll(self) -> None:
-    """Raises what went wrong with a save that has failed, once; cheap, never waits."""
+    """Raises what went wrong with a save that has failed, once; cheap, never waits.
+
+    For one process only: of several, one knows sooner than another, and would raise while the
+    others go on into a collective. `wait` and `save` raise on all of them at the same call.
+    """
     self._background.poll()
 
   def close(self) -> None:
@@ -149,12 +155,16 @@ class Store:
     return tree
 
   def discard(self, step: int) -> None:
-    """Removes a step, damaged or not: the marker first, then the folder."""
+    """Sets a step aside as '<step>.damaged', never taken for a step; nothing is deleted.
+
+    What looks like damage may be a disk that did not answer; to have the step back, rename it.
+    Only an older folder of that name is replaced.
+    """
     self.wait()
-    peers.together(peers.meeting(), lambda: peers.leader() and self._steps.remove(step))
+    peers.together(peers.meeting(), lambda: processes.leader() and self._steps.set_aside(step))
 
   def _make(self, step: int) -> None:
-    if peers.leader():
+    if processes.leader():
       self._steps.remove(step)  # an interrupted save of the same step
       (self._steps.folder(step) / TREE).mkdir(parents=True)
 
@@ -172,7 +182,7 @@ class Store:
         commit.result()
 
     def complete() -> None:
-      if peers.leader():
+      if processes.leader():
         orbax.finalize(folder / TREE)
         checksums = dict(zip(record['arrays'], sums(), strict=True))
         marker.write(folder, record | {'checksums': checksums})
@@ -180,15 +190,15 @@ class Store:
     with quiet():
       self._attempt(step, f'{name}/arrays', arrays)
       self._attempt(step, f'{name}/complete', complete)
-    if peers.leader():
-      self._steps.drop_old(self.keep, self.keep_every)
+    kept = self.keep, self.keep_every
+    peers.together(f'{name}/old', lambda: processes.leader() and self._steps.drop_old(*kept))
 
   def _attempt(self, step: int, name: str, write: Callable[[], None]) -> None:
     """Writes on all processes; a failure removes the unfinished folder and says what to do."""
     try:
       peers.together(name, write)
     except Exception as error:
-      if peers.leader():
+      if processes.leader():
         self._steps.remove_unfinished(step)
       if not expected(error):
         raise

@@ -4,8 +4,11 @@ JSON is strict (NaN and infinities become null), so that every reader takes it; 
 and jax become Python's. Paths are `epath`: a local folder or a bucket (gs://…).
 """
 
+import contextlib
+import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +18,15 @@ Path = epath.PathLike
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes the file atomically; its folder is made when it is missing."""
+  """Writes the file atomically, and to the disk; its folder is made when it is missing."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.parent / f'{path.name}.tmp'
-  beside.write_text(text)
+  with beside.open('w') as file:
+    file.write(text)
+    file.flush()
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a bucket needs none
+      os.fsync(file.fileno())
   beside.replace(path)
 
 

@@ -1,7 +1,7 @@
 """The seam between generation and everything else: prompts and keys in, samples out.
 
-One compiled program for each (sampling, limit, shape); the caller's parameters are used as they
-lie, never copied.
+One compiled program for each (sampling, limit, shape), a new one announced with what changed; the
+caller's parameters are used as they lie, never copied.
 """
 
 import functools
@@ -15,6 +15,8 @@ from r1jax.engine.generate import Samples, generate
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model.config import ModelConfig
 from r1jax.sharding import place
+
+SHAPES = 64  # batches and prompt widths of one engine; more means that a caller does not pad
 
 
 class Engine:
@@ -40,13 +42,13 @@ class Engine:
     limit: int,
   ) -> Samples:
     """Completes right-padded prompts; on a mesh the rows are split over its batch axes."""
-    name = (sampling, limit, prompts_BP.shape)
+    name = (sampling, limit)
     if name not in self._programs:
       f = functools.partial(
         generate, cfg=self.cfg, sampling=sampling, stops=self.stops, limit=limit
       )
       kind = 'rollout' if sampling.temperature else 'greedy rollout'
-      what = f'{kind} of {prompts_BP.shape[0]} × {limit} tokens'
-      self._programs[name] = Program(what, f, self._announce)
+      what = f'{kind} of {limit} tokens'
+      self._programs[name] = Program(what, f, self._announce, traces=SHAPES)
     rows = place.rows(self.mesh, (prompts_BP, lengths_B, key_B))
     return self._programs[name](params, *rows)

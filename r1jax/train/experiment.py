@@ -18,7 +18,8 @@ class Checkpoint:
   """Saved every so many steps and at the end of each stage, while training goes on.
 
   The newest `keep` stay, and those of updates that `keep_every` divides. deadline: seconds that a
-  preempted run waits for a safe point before it saves where it last stood still (train/stop.py).
+  preempted run of one process waits for a safe point before it saves where it last stood still;
+  several wait for the safe point (train/stop.py).
   """
 
   every: int = 1000

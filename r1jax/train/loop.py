@@ -11,7 +11,7 @@ from typing import Any
 from r1jax.checkpoint.store import Store, resolve
 from r1jax.eval import evaluate as evaluation
 from r1jax.eval import report
-from r1jax.model import flops
+from r1jax.model.transformer import dummy_inputs
 from r1jax.optim import optimizer as optim
 from r1jax.sharding import place, processes
 from r1jax.train import points, provenance, telemetry
@@ -21,9 +21,9 @@ from r1jax.train.keeper import Keeper
 from r1jax.train.point import Point
 from r1jax.train.profile import Window
 from r1jax.train.rl import RL
-from r1jax.train.run import Run, evaluations, inputs, open_run
+from r1jax.train.run import Run, evaluations, open_run
 from r1jax.train.stages import held_out_loss, run_rl, run_supervised
-from r1jax.train.supervised import Pretrain, segments
+from r1jax.train.supervised import Pretrain
 
 
 def train(exp: Experiment, workdir: pathlib.Path, profile: Window | None = None) -> dict[str, Any]:
@@ -35,17 +35,17 @@ def train(exp: Experiment, workdir: pathlib.Path, profile: Window | None = None)
       if point.stage + 1 == len(exp.stages):
         break
       point = enter(run, point.stage + 1, point.state.params)
-    summary = finish(run)
-    processes.barrier('r1jax: the run has ended')
-    return summary
+    return finish(run)
 
 
 def begin(run: Run) -> Point:
   """The first stage, from fresh parameters or those of another checkpoint."""
   if run.exp.init is None:
-    return enter(run, 0, states.init_params(run.model, run.exp.seed, run.mesh, inputs(run.exp)))
+    return enter(
+      run, 0, states.init_params(run.model, run.exp.seed, run.mesh, dummy_inputs(run.exp.model))
+    )
   directory, step = resolve(run.exp.init)
-  boxed = place.abstract(run.model, inputs(run.exp))
+  boxed = place.abstract(run.model, dummy_inputs(run.exp.model))
   wanted = {'params': place.templates(run.mesh, boxed)}
   return enter(run, 0, Store(directory).restore(wanted, step, partial=True)['params'])
 
@@ -72,7 +72,7 @@ def run_stage(run: Run, point: Point) -> Point:
   """The rest of one stage, its checkpoint and its evaluation."""
   stage = run.exp.stages[point.stage]
   with run.telling(stage.name, stage.steps, point.step):
-    keeper = Keeper(run, stage.steps, flops_per_token(run.exp, stage))
+    keeper = Keeper(run, stage.steps)
     if point.step < stage.steps:
       run.profiler.before(point.step + 1)
       go = run_rl if isinstance(stage, RL) else run_supervised
@@ -83,15 +83,6 @@ def run_stage(run: Run, point: Point) -> Point:
       run.keep_evaluations([*run.evaluations, figures])
       keeper.close(point)
   return point
-
-
-def flops_per_token(exp: Experiment, stage: Stage) -> float:
-  """The model's flops a trained token where every sequence fills its line: telemetry's mfu."""
-  if isinstance(stage, RL):
-    length = stage.limits.prompt + stage.limits.completion - 1
-  else:
-    length = max(s.shape.length for s in segments(stage, exp.model))
-  return flops.training_flops(exp.model, [length]) / length
 
 
 def evaluate(run: Run, stage: Stage, params: Any) -> dict[str, Any]:
@@ -113,9 +104,14 @@ def evaluate(run: Run, stage: Stage, params: Any) -> dict[str, Any]:
 def finish(run: Run) -> dict[str, Any]:
   """summary.json and report.png of everything measured so far."""
   run.store.wait()
+  made = processes.together(lambda: processes.leader() and write_report(run))
+  processes.barrier('r1jax: the run has ended')
+  return made or {'evaluations': run.evaluations}
+
+
+def write_report(run: Run) -> dict[str, Any]:
+  """The files, and the summary."""
   run.writer.flush()
-  if not processes.leader():
-    return {'evaluations': run.evaluations}
   rows = telemetry.read(run.workdir)
   git = provenance.git()
   facts = {

@@ -63,6 +63,11 @@ class Profiler:
     if self._tracing and step + 1 not in self._window:
       self._stop()
 
+  def cut(self) -> None:
+    """Writes the trace as far as it got, at the end of a stage."""
+    if self._tracing:
+      self._stop()
+
   def _stop(self) -> None:
     """Writes the trace; the window does not open again."""
     self._window, self._tracing = None, False
@@ -72,5 +77,4 @@ class Profiler:
     return self
 
   def __exit__(self, *_: object) -> None:
-    if self._tracing:
-      self._stop()
+    self.cut()

@@ -22,6 +22,7 @@ from r1jax.data.mix import Mixture
 from r1jax.data.prefetch import Prefetch
 from r1jax.data.stream import Position
 from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.model import flops
 from r1jax.optim import optimizer as optim
 from r1jax.rollout import collect
 from r1jax.rollout.collect import Trajectories
@@ -41,9 +42,15 @@ from r1jax.train.supervised import SFT, Pretrain, Segment
 
 def run_supervised(run: Run, stage: SFT | Pretrain, point: Point, keeper: Keeper) -> State:
   """The rest of a stage, one program a segment."""
+  length = None
   for segment in supervised.segments(stage, run.exp.model):
+    changed = length not in (None, segment.shape.length)
+    if changed and point.step == segment.first:
+      # What is left of the block was packed to another length.
+      point = dataclasses.replace(point, position=stream.next_block(point.position))
     if point.step < segment.last:
       point = run_segment(run, stage, segment, point, keeper)
+    length = segment.shape.length
   return point.state
 
 
@@ -52,8 +59,6 @@ def run_segment(
 ) -> Point:
   """The rest of a segment over packed batches."""
   state, position = point.state, point.position
-  if position is not None and point.step == segment.first:
-    position = stream.next_block(position)  # the lines left were packed to another length
   cfg, aux, shape = segment.model, segment.auxiliary, segment.shape
   step = steps.make(
     functools.partial(supervised.loss, cfg=cfg, auxiliary=aux),
@@ -63,14 +68,16 @@ def run_segment(
     segment.microbatches,
   )
   train = train_program(run, f'{stage.name} step', step, state)
+  per_token = flops.training_flops(cfg, [shape.length]) / shape.length
   with feed(run, stage.data, shape, position) as data:
     for i in range(point.step, segment.last):
       with run.timers('data'):
-        batch, position = next(data)
+        batch, position = processes.together(lambda: next(data))
       with run.timers('train'):
         state, measured = train(state, batch)
         figures = metrics.finish(measured)
       figures['tokens'] = round(figures['fill'] * shape.lines * shape.length)
+      figures['flops'] = per_token * figures['tokens']
       figures['skipped'] = stream.skipped(position)
       point = Point(point.stage, i + 1, state, position)
       keeper.done(point, figures)
@@ -83,7 +90,7 @@ def feed(
 ) -> Iterator[Iterator[tuple[Any, Position]]]:
   """(batch on the devices, position behind it) for ever, prepared in the background."""
   mine = place.lines_of(run.mesh, shape.lines)
-  sources = supervised.opened(data, shape, run.task, run.tok)
+  sources = run.sources(data, shape.length)
   batches = stream.Stream(sources, data, shape, run.exp.seed, mine, position)
   placed = ((place.rows(run.mesh, b, lines=mine, total=shape.lines), p) for b, p in batches)
   with Prefetch(placed) as ahead:
@@ -142,6 +149,8 @@ def run_rl(run: Run, stage: RL, point: Point, keeper: Keeper) -> State:
     here = dataclasses.replace(here, state=state, pending=pending)
     state, pending = updates(run, stage, here, train, keeper)
     figures = metrics.finish(pending.total) | pending.figures
+    if point.pending and i == point.step:  # resumed within: its rollout took no time here
+      figures = {name: value for name, value in figures.items() if name not in ('tokens', 'flops')}
     pending = None
     keeper.done(dataclasses.replace(here, step=i + 1, state=state, pending=None), figures)
   return state
@@ -206,8 +215,10 @@ def prepare(
   placed = place.rows(run.mesh, batch, rl.batch_axis(batch))
   reference_BL = processes.fetch(refer(state.reference, placed)) if a.beta else None
   old_BL = processes.fetch(score(state.params, placed)) if a.old == 'recomputed' else None
-  used = int(t.prompt_lengths_B.sum() + t.samples.length_B.sum())
-  figures = collect.telemetry(t.samples, t.texts, t.grades) | {'tokens': used}
+  used, length = int(t.prompt_lengths_B.sum() + t.samples.length_B.sum()), batch.sampled_BL.shape[1]
+  # Trained on once, and once more in a forward pass by the rollout.
+  work = 4 / 3 * used * flops.training_flops(run.exp.model, [length]) / length
+  figures = collect.telemetry(t.samples, t.texts, t.grades) | {'tokens': used, 'flops': work}
   return Pending(batch._replace(ref_BL=reference_BL, old_BL=old_BL), 0, {}, figures)
 
 

@@ -6,7 +6,8 @@ still, and when `deadline` seconds have passed it is saved as it was at their st
 
 Python runs a signal's handler only when the main thread comes back from C; the wake-up descriptor
 is written at once. Several processes agree on the safe point through jax.distributed, which hears
-SIGTERM itself; there Ctrl-C ends the run at its newest checkpoint.
+SIGTERM itself; there nothing is saved from a thread, and Ctrl-C ends the run at its newest
+checkpoint.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Self
 
+from r1jax.core.errors import UserError
 from r1jax.sharding import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -105,5 +107,9 @@ class Stop:
       if self._resting is None:
         self._say(f'{name}: still on the way to a safe point after {self._deadline:g} s')
         return
-      self._say(self._resting())
+      try:
+        self._say(self._resting())
+      except UserError as error:
+        self._say(str(error))
+        return
       os._exit(128 + number)

@@ -117,9 +117,18 @@ def extended(model: ModelConfig, yarn: Yarn | None) -> ModelConfig:
   )
 
 
-def opened(data: Mixture, shape: Shape, task: Task | None, tok: Tokenizer) -> list[sources.Source]:
-  """What a mixture draws from; what cannot be opened is an error."""
-  return [sources.make(part.source, task, tok, shape.length) for part in data.parts]
+def mixtures(stage: SFT | Pretrain, model: ModelConfig) -> list[tuple[Mixture, Shape]]:
+  """Everything that a stage reads, and in which shapes."""
+  parts = segments(stage, model)
+  held_out = stage.held_out if isinstance(stage, Pretrain) else None
+  return [(stage.data, p.shape) for p in parts] + (
+    [(held_out, parts[-1].shape)] if held_out else []
+  )
+
+
+def opened(data: Mixture, length: int, task: Task | None, tok: Tokenizer) -> list[sources.Source]:
+  """What a mixture draws from, for lines of `length`; what cannot be opened is an error."""
+  return [sources.make(part.source, task, tok, length) for part in data.parts]
 
 
 def loss(

@@ -40,7 +40,11 @@ def damage(store, **kwargs):
     store.restore(SHAPES, **kwargs)
   text = str(error.value)
   assert '\n' not in text and len(text) < 1000
-  assert 'step 2' in text and str(store.directory) in text and 'use step 1 instead' in text
+  assert (
+    'step 2' in text
+    and str(store.directory) in text
+    and text.endswith('; step 1 can be used instead')
+  )
   return text
 
 
@@ -103,8 +107,43 @@ def test_without_digests_a_broken_index_is_damage_too(store, monkeypatch):
 def test_a_broken_marker_is_damage(store, text):
   (store.directory / '2' / 'checkpoint.json').write_text(text)
   for read in (store.meta, store.describe):
-    with pytest.raises(Damaged, match=r'damaged.*use step 1 instead'):
+    with pytest.raises(Damaged, match=r'damaged.*; step 1 can be used instead$'):
       read()
+
+
+def test_a_flipped_bit_of_the_marker_is_found(store):
+  """Wherever it is: in a value, a name, the checksum itself or its name."""
+  path, want = store.directory / '2' / 'checkpoint.json', store.meta()
+  whole = path.read_bytes()
+  accepted = []
+  for at in range(len(whole)):
+    for bit in (1, 4):
+      path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+      try:
+        accepted.append(store.meta())
+      except Damaged as error:
+        said = str(error)
+  assert accepted == [], said
+  path.write_bytes(whole)
+  assert store.meta() == want == {'a': 2}
+  path.write_bytes(whole.replace(b'"a": 2', b'"a": 3'))
+  with pytest.raises(Damaged, match=r'checkpoint\.json: .*its bytes have changed'):
+    store.meta()
+
+
+def test_the_marker_may_be_written_in_another_order(store):
+  """The checksum is of what it says, not of how."""
+  path = store.directory / '2' / 'checkpoint.json'
+  record = json.loads(path.read_text())
+  path.write_text(json.dumps(dict(reversed(record.items()))))
+  assert store.meta() == {'a': 2}
+
+
+@pytest.mark.parametrize('meta', [{'at': [1e-300, -0.0, 7**99], 'ü': '\u2028"'}, {'n': None}, {}])
+def test_any_meta_passes_its_checksum(tmp_path, meta):
+  with Store(tmp_path) as store:
+    store.save(1, TREE, meta)
+  assert json.dumps(store.meta()) == json.dumps(meta)
 
 
 def test_a_marker_of_another_step_is_damage(store):
@@ -115,7 +154,7 @@ def test_a_marker_of_another_step_is_damage(store):
 
 
 def test_falling_back(store):
-  """What a training loop does: the newest that is whole; damaged ones go."""
+  """What a training loop does: the newest that is whole; damaged ones go aside."""
   flip(store, TREE['params']['w'])
   said = []
   for step in reversed(store.steps()):
@@ -126,8 +165,44 @@ def test_falling_back(store):
       said.append(str(error))
       store.discard(step)
   assert len(said) == 1 and store.steps() == [1] and store.meta() == {'a': 1}
-  assert not (store.directory / '2').exists()
+  assert sorted(path.name for path in store.directory.iterdir()) == ['1', '2.damaged']
   assert np.array_equal(got['params']['w'], TREE['params']['w'])
+
+
+def test_discard_loses_nothing(store):
+  whole = {path.name: path.read_bytes() for path in written(store)}
+  store.discard(2)
+  aside = store.directory / '2.damaged'
+  assert store.steps() == [1]
+  assert {p.name: p.read_bytes() for p in written(store, aside.name)} == whole
+  store.save(2, TREE, {'a': 3}, block=True)
+  store.save(3, TREE, {}, block=True)
+  store.discard(2)  # in place of the older one
+  assert store.steps() == [1, 3]
+  assert json.loads((aside / 'checkpoint.json').read_text())['meta'] == {'a': 3}
+  store.discard(2)  # there is none
+  assert json.loads((aside / 'checkpoint.json').read_text())['meta'] == {'a': 3}
+  aside.rename(store.directory / '2')  # it was whole after all
+  assert np.array_equal(store.restore(SHAPES, 2)['params']['w'], TREE['params']['w'])
+
+
+def test_a_discard_that_fails_says_so(store, monkeypatch):
+  def refuse(*_):
+    raise PermissionError(13, 'Permission denied')
+
+  monkeypatch.setattr(type(store.directory), 'rename', refuse)
+  with pytest.raises(CheckpointError, match=r'2 cannot be set aside \(Permission denied\); mend'):
+    store.discard(2)
+  assert store.steps() == [1, 2]
+
+
+def test_damage_without_another(store):
+  store.discard(1)
+  (store.directory / '2' / 'checkpoint.json').write_text('')
+  with pytest.raises(
+    Damaged, match=r'damaged \(.*\); no other is complete: train again in another'
+  ):
+    store.meta()
 
 
 def test_what_is_out_of_reach_is_not_damage(store, monkeypatch):
@@ -143,8 +218,9 @@ def test_what_is_out_of_reach_is_not_damage(store, monkeypatch):
     store.restore(SHAPES)
 
 
-def test_a_checkpoint_from_before_checksums_is_read(store):
+@pytest.mark.parametrize('kept', [(), ('digests',), ('digests', 'checksums')])
+def test_a_checkpoint_from_before_checksums_is_read(store, kept):
   path = store.directory / '2' / 'checkpoint.json'
   record = json.loads(path.read_text())
-  path.write_text(json.dumps({key: record[key] for key in marker.ENTRIES}))
+  path.write_text(json.dumps({key: record[key] for key in (*marker.ENTRIES, *kept)}))
   assert np.array_equal(store.restore(SHAPES)['params']['w'], TREE['params']['w'])

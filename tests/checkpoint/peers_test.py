@@ -48,7 +48,7 @@ def test_both_processes_agree(pair):
   assert said[0]['steps'] == said[1]['steps'] == [1, 2]
   assert said[0]['left'] == said[1]['left'] == [1, 2]
   assert said[0]['whole'] == said[1]['whole'] == [True, True]
-  assert said[0]['discarded'] == said[1]['discarded'] == [1]
+  assert said[0]['discarded'] == said[1]['discarded'] == [[1], True]
   assert said[0]['peers'] == said[1]['peers'] == 'nothing was wrong'
 
 
@@ -61,6 +61,24 @@ def test_a_write_that_fails_on_one_process_fails_on_both(pair, what, where):
   )
   assert said[where][what] == line % ''
   assert said[1 - where][what] == line % f'process {where}: '
+
+
+def test_a_failed_save_is_raised_by_the_next_one_on_both(pair):
+  """At the same call: neither goes on into a meeting to which the other never comes."""
+  _, said = pair
+  for i in range(2):
+    assert said[i]['next'].startswith('CheckpointError: checkpoint step 3 could not be written')
+    assert said[i]['after'] == 'nothing was wrong'
+
+
+def test_an_old_step_that_cannot_be_removed_stops_both(pair):
+  folder, said = pair
+  line = (
+    f'old checkpoint {folder}/old/1 cannot be removed (No space left on device); mend that and '
+    'start the same command again; the newest complete checkpoint is step 2'
+  )
+  assert said[0]['old'] == f'CheckpointError: {line}'
+  assert said[1]['old'] == f'CheckpointError: process 0: {line}'
 
 
 def test_damage_that_one_process_finds_is_damage_for_both(pair):
@@ -89,7 +107,7 @@ def test_one_process_reads_what_two_wrote(pair):
 
 
 def test_one_process_meets_nobody():
-  assert peers.leader() and peers.meeting() == ''
+  assert peers.meeting() == ''
   assert peers.together('', lambda: 3) == 3
   with pytest.raises(CheckpointError, match=r'^as it was$'):
     peers.together('', lambda: (_ for _ in ()).throw(CheckpointError('as it was')))

@@ -4,9 +4,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -27,8 +29,8 @@ def port():
     return s.getsockname()[1]
 
 
-def spawn(count, workdir, *flags, extra=(), devices=8):
-  """`count` processes that share `devices` virtual devices; their (code, stdout, stderr)."""
+def start(count, workdir, *flags, extra=(), devices=8):
+  """`count` processes that share `devices` virtual devices."""
   address = f'--coordinator=127.0.0.1:{port()}'
   env = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
   env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
@@ -41,8 +43,18 @@ def spawn(count, workdir, *flags, extra=(), devices=8):
     command += extra[i] if extra else ()
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     running.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
-  ended = [p.communicate(timeout=400) for p in running]
-  return [(p.returncode, out, errors) for p, (out, errors) in zip(running, ended)]
+  return running
+
+
+def ended(running):
+  """(code, stdout, stderr) of each."""
+  said = [process.communicate(timeout=400) for process in running]
+  return [(process.returncode, *texts) for process, texts in zip(running, said)]
+
+
+def spawn(count, workdir, *flags, **options):
+  """The processes, ended."""
+  return ended(start(count, workdir, *flags, **options))
 
 
 def losses(workdir):
@@ -112,6 +124,24 @@ def test_a_checkpoint_moves_to_another_mesh_and_process_count(one, two, tmp_path
   done = spawn(1, workdir, *mesh, devices=4)
   check_ended(done)
   assert 'resuming at grpo step 2' in done[0][2]
+  check_losses(workdir, one)
+
+
+@pytest.mark.slow
+def test_preemption_of_one_process_stops_both_at_the_same_step(one, tmp_path):
+  """SIGTERM to the second of two: both save, exit alike, and go on together."""
+  workdir, begin = tmp_path / 'run', time.monotonic()
+  running = start(2, workdir, *MESH, '--config.checkpoint.every=1000')
+  while not any(r['stage'] == 'grpo' for r in telemetry.read(workdir)):
+    assert time.monotonic() - begin < 300 and running[0].poll() is None
+    time.sleep(0.05)
+  running[1].send_signal(signal.SIGTERM)
+  done = ended(running)
+  assert [code for code, _, _ in done] == [143, 143], done
+  assert 'stopped at grpo step' in done[0][2] and 'stopped' not in done[1][2]
+  done = spawn(2, workdir, *MESH)
+  check_ended(done)
+  assert 'resuming at grpo step' in done[0][2]
   check_losses(workdir, one)
 
 

@@ -1,5 +1,6 @@
 """A run that is ended at any moment, by anything, ends with the bits of one that was not."""
 
+import contextlib
 import json
 import random
 import signal
@@ -29,18 +30,29 @@ def start(binary, workdir, *flags):
   return binary.start('train', CONFIG, f'--workdir={workdir}', *LENGTHS, *flags)
 
 
+def rows(workdir):
+  """(stage, step) of every row written, repeated ones too; a torn line is none."""
+  path, found = workdir / telemetry.METRICS, []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    with contextlib.suppress(json.JSONDecodeError):
+      row = json.loads(line)
+      found.append((row['stage'], row['step']))
+  return found
+
+
 def wait_for(process, workdir, stage, step, seconds=120):
-  """Until the run has done a step of a stage; what it printed where it ends before."""
-  begin = time.monotonic()
+  """Until this process has done a step as late as that one."""
+  order = {'sft': 0, 'grpo': 1}
+  late = lambda row: (order[row[0]], row[1]) >= (order[stage], step)
+  before, begin = len(rows(workdir)), time.monotonic()
   while time.monotonic() - begin < seconds:
-    reached = [(r['stage'], r['step']) for r in telemetry.read(workdir)]
-    if (stage, step) in reached:
+    if any(map(late, rows(workdir)[before:])):
       return
     if process.poll() is not None:
       pytest.fail(
         f'ended with {process.returncode} before {stage} {step}:\n{process.stderr.read()}'
       )
-    time.sleep(0.02)
+    time.sleep(0.01)
   pytest.fail(f'{stage} step {step} not reached in {seconds} s')
 
 
@@ -67,11 +79,11 @@ def finish_equal(binary, arrays, workdir, whole):
 
 
 def killed_at(binary, workdir, moments, rng):
-  """SIGKILL at a random moment behind each of the steps, one start after another."""
+  """SIGKILL a moment after each of the steps, each done by the process that is killed."""
   for stage, step in moments:
     process = start(binary, workdir)
     wait_for(process, workdir, stage, step)
-    time.sleep(rng.uniform(0, 0.3))
+    time.sleep(rng.uniform(0, 0.1))
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, f'{stage} {step}: had ended by itself'
@@ -86,9 +98,9 @@ def test_contract_11_killed_twice_it_ends_with_the_same_bits(binary, arrays, who
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [1, 2])
 def test_contract_11_twenty_kills_twenty_resumes(binary, arrays, whole, tmp_path, seed):
-  """Ten a run, five in each stage; every start has to get further than the one before."""
+  """Ten a run, five in each stage."""
   rng = random.Random(seed)
-  pick = lambda: sorted(rng.sample(range(1, STEPS), 5))
+  pick = lambda: sorted(rng.sample(range(1, STEPS - 1), 5))
   moments = [(stage, step) for stage in ('sft', 'grpo') for step in pick()]
   killed_at(binary, tmp_path / 'run', moments, rng)
   finish_equal(binary, arrays, tmp_path / 'run', whole)

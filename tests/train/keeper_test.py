@@ -26,7 +26,7 @@ def run(experiment, bare, tmp_path):
   run.timers = Timers(clock=iter(range(100)).__next__)
   run.writer, run.store, run.profiler = Notes(), Notes(), Notes()
   run.progress.stage, run.saves = 'sft', []
-  run.save = lambda point, block=False: run.saves.append((point.step, block))
+  run.save = lambda point, block=False: not run.saves.append((point.step, block))
   return run
 
 
@@ -37,11 +37,11 @@ def point(step):
 def test_a_step_is_written_with_its_times(run, monkeypatch):
   monkeypatch.setattr(keepers.perf, 'memory', lambda: {'memory/host_gb': 1.0})
   monkeypatch.setattr(keepers.perf, 'mfu', lambda flops, devices: flops)
-  keep = Keeper(run, 3, flops=5.0)
+  keep = Keeper(run, 3)
   for name in ('data', 'train', 'checkpoint'):
     with run.timers(name):  # each takes a second
       pass
-  keep.done(point(1), {'loss': 2.0, 'tokens': 64})
+  keep.done(point(1), {'loss': 2.0, 'tokens': 64, 'flops': 320})
   (row,) = run.writer
   assert row == ('write', 1, 'sft', {
     'loss': 2.0, 'tokens_per_s': 32.0, 'data_wait': 0.5, 'mfu': 160.0, 'memory/host_gb': 1.0,
@@ -54,16 +54,17 @@ def test_a_step_is_written_with_its_times(run, monkeypatch):
 
 
 def test_it_saves_now_and_then_and_at_the_end(run):
-  keep = Keeper(run, 5, 1.0)
+  keep = Keeper(run, 5)
   for step in range(1, 6):
     keep.done(point(step), {'tokens': 1})
   assert run.saves == [(2, False), (4, False), (5, False)]
   assert run.profiler[:2] == [('after', 1), ('before', 2)]
+  assert run.profiler[-2:] == [('after', 5), ('cut',)]
   assert run.store == [('poll',)] * 5
 
 
 def test_it_stops_at_a_safe_point_when_asked_to(run):
-  keep = Keeper(run, 5, 1.0)
+  keep = Keeper(run, 5)
   keep.pause(point(0))
   run.stop.number = 15
   with pytest.raises(
@@ -76,7 +77,7 @@ def test_it_stops_at_a_safe_point_when_asked_to(run):
 
 
 def test_what_rests_can_be_saved_at_any_moment(run):
-  keep = Keeper(run, 5, 1.0)
+  keep = Keeper(run, 5)
   with keep.resting(point(3)):
     assert run.stop._resting().startswith('stopped at sft step 3 of 5')
   assert run.saves == [(3, True)] and run.stop._resting is None

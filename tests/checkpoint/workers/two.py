@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp  # noqa: E402
 
 from r1jax.checkpoint import checksum, marker, peers  # noqa: E402
 from r1jax.checkpoint.errors import CheckpointError  # noqa: E402
+from r1jax.checkpoint.steps import Steps  # noqa: E402
 from r1jax.checkpoint.store import Store  # noqa: E402
 
 MESH = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -56,18 +57,29 @@ store.save(1, make(1), {'at': 1})
 store.save(2, make(2), {'at': 2}, block=True)
 said['steps'] = store.steps()
 
-# One process cannot write its arrays, then process 0 cannot write the marker: both say so.
-for name, where, home, attribute in [
-  ('arrays', 1, ocp.PyTreeCheckpointHandler, 'async_save'),
-  ('marker', 0, marker, 'write'),
+# One process cannot write its arrays, then process 0 cannot write the marker: both say so, at the
+# wait or, as the last one, at the save after.
+for name, where, home, attribute, ask in [
+  ('arrays', 1, ocp.PyTreeCheckpointHandler, 'async_save', store.wait),
+  ('marker', 0, marker, 'write', store.wait),
+  ('next', 0, marker, 'write', lambda: store.save(5, make(5), {})),
 ]:
   real = getattr(home, attribute)
   if index == where:
     setattr(home, attribute, full)
   store.save(3, make(3), {})
-  said[name] = refused(store.wait)
+  said[name] = refused(ask)
   setattr(home, attribute, real)
+said['after'] = refused(store.wait)
 said['left'] = store.steps()
+
+old = Store(f'{folder}/old', keep=1)
+old.save(1, make(1), {}, block=True)
+real = Steps.remove
+if index == 0:
+  Steps.remove = lambda self, step: step == 1 and full()
+said['old'] = refused(lambda: old.save(2, make(2), {}, block=True))
+Steps.remove = real
 
 got = store.restore(template(make(2)))
 said['whole'] = [bool(jax.jit(lambda a, b: (a == b).all())(got[k], make(2)[k])) for k in ('w', 'n')]
@@ -79,7 +91,7 @@ if index == 1:
 said['damaged'] = refused(lambda: store.restore(template(make(2))))
 marker.broken_file = real
 store.discard(2)
-said['discarded'] = store.steps()
+said['discarded'] = [store.steps(), (store.directory / '2.damaged' / 'tree').exists()]
 said['peers'] = refused(lambda: peers.together(peers.meeting(), lambda: None))
 print(json.dumps(said), flush=True)
 store.save(4, make(4), {'at': 4})

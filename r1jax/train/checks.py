@@ -1,0 +1,127 @@
+"""What is compared before a run begins: config against machine, workdir and the other processes."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from r1jax.checkpoint.store import Damaged, Store
+from r1jax.core import config
+from r1jax.core.errors import UserError
+from r1jax.data.mix import Mixture
+from r1jax.data.sources import Source
+from r1jax.data.stream import Stream
+from r1jax.eval import evaluate
+from r1jax.sharding import place
+from r1jax.tasks.task import Task
+from r1jax.tokenizers.tokenizer import Tokenizer
+from r1jax.train import provenance, supervised
+from r1jax.train.experiment import Experiment
+from r1jax.train.rl import RL
+
+
+def same(exp: Experiment, workdir: pathlib.Path, store: Store, data: str) -> None:
+  """A run goes on under the config that it was started with, or not at all.
+
+  Where and how it runs may change: mesh, checkpoints, number of graders.
+  """
+  meta = newest_meta(store)
+  if meta is None:
+    return
+  saved = config.from_dict(Experiment, meta['experiment'])
+  saved = dataclasses.replace(
+    saved, mesh=exp.mesh, checkpoint=exp.checkpoint, verifier=exp.verifier
+  )
+  if saved != exp:
+    raise UserError(
+      f'{workdir} holds a run with another config ({first_difference(saved, exp)}); '
+      'use another --workdir, or the config that it was started with (config.json there)'
+    )
+  there = meta['provenance'].get('data', data)
+  if there != data:
+    raise UserError(
+      f'{workdir} holds a run on other data (fingerprint {there} there, {data} here); put back '
+      'what it was started with, or go on in another --workdir with --config.init'
+    )
+
+
+def newest_meta(store: Store) -> dict[str, Any] | None:
+  """What the newest readable checkpoint says; a damaged one is passed over here as in resuming."""
+  for step in reversed(store.steps()):
+    with contextlib.suppress(Damaged):
+      return store.meta(step)
+  return None
+
+
+def first_difference(a: Any, b: Any, path: str = 'config') -> str:
+  """The first field in which two configs differ, with both values."""
+  if dataclasses.is_dataclass(a) and type(a) is type(b):
+    for f in dataclasses.fields(a):
+      if getattr(a, f.name) != getattr(b, f.name):
+        return first_difference(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
+  if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+    i = next((i for i in range(len(a)) if a[i] != b[i]), None)
+    if i is not None:
+      return first_difference(a[i], b[i], f'{path}[{i}]')
+  return f'{path}: {a} there, {b} here'
+
+
+def check(
+  exp: Experiment,
+  tok: Tokenizer,
+  task: Task | None,
+  mesh: jax.sharding.Mesh | None,
+  opened: dict[tuple[Mixture, int], list[Source]],
+) -> str:
+  """What only shows when parts meet, said before any long work; gives the data's fingerprint.
+
+  opened: takes what each mixture draws from, by length of a line.
+  """
+  if tok.vocab > exp.model.vocab:
+    raise UserError(
+      f'the tokenizer has {tok.vocab} ids, model.vocab is {exp.model.vocab}: raise model.vocab'
+    )
+  if task is not None:
+    evaluate.held_out(task, tok, exp.evaluation)
+    place.check_rows(mesh, exp.evaluation.batch)
+  for stage in exp.stages:
+    if isinstance(stage, RL):
+      place.check_rows(mesh, stage.prompts * stage.algorithm.group // stage.minibatches)
+      continue
+    for segment in supervised.segments(stage, exp.model):
+      place.check_rows(mesh, segment.shape.lines // segment.microbatches)
+    if segment.model != exp.model:
+      raise UserError(
+        f'stage {stage.name}: the last phase extends the context by {stage.phases[-1].yarn}, '
+        'config.model by another yarn; what follows uses the model, so give both the same'
+      )
+    for data, shape in supervised.mixtures(stage, exp.model):
+      if (data, shape.length) not in opened:
+        opened[data, shape.length] = supervised.opened(data, shape.length, task, tok)
+      mine = place.lines_of(mesh, shape.lines)
+      next(iter(Stream(opened[data, shape.length], data, shape, exp.seed, mine)))
+  return digest(' '.join(s.fingerprint() for made in opened.values() for s in made))
+
+
+def facts(
+  exp: Experiment, record: dict[str, Any], steps: list[int], evaluations: list[dict[str, Any]]
+) -> dict[str, str]:
+  """What every process must have alike: config and code, data, what there is to go on from."""
+  git = record['git']
+  return {
+    'config': digest(config.to_json(exp)),
+    'code revision': provenance.short(git) if git else 'none',
+    'versions': ' '.join(f'{name} {v}' for name, v in record['versions'].items()),
+    'data': record['data'],
+    'list of checkpoints': str(steps),
+    'evaluations.json': digest(json.dumps(evaluations)),
+  }
+
+
+def digest(text: str) -> str:
+  """Twelve hex digits."""
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
