@@ -9,8 +9,8 @@ stages[0].data.parts[0].source.records.type by Jsonl and its path; other names o
 source.question, .thought and .answer. The 400 rows are chains of sums, a fifth of what the
 quickstart's SFT reads; evaluation is the quickstart's.
 
-Needs: two CPU cores, 3 GiB, SFT_TIME. Not yet run on TPU or GPU.
-Reached: SFT_REACHED
+Needs: two CPU cores, 3 GiB, 2 minutes. Not yet run on TPU or GPU.
+Reached (seed 0): 5.3 % at temperature 1, 97 % of the answers well-formed.
 """
 
 import dataclasses
