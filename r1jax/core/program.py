@@ -60,17 +60,6 @@ class Program:
     self._choose(args)
     return self._programs[self._last](*args)
 
-  def memory(self) -> dict[str, int] | None:
-    """Bytes on a device that the last program called needs; None before a call, or if unknown."""
-    stats = self._programs[self._last].memory_analysis() if self._last else None
-    return stats and {
-      'arguments': stats.argument_size_in_bytes,
-      'outputs': stats.output_size_in_bytes,
-      'aliased': stats.alias_size_in_bytes,
-      'temporaries': stats.temp_size_in_bytes,
-      'peak': stats.peak_memory_in_bytes,
-    }
-
   def _choose(self, args: tuple) -> None:
     """Turns to the program for these arguments: one made before, or a new one."""
     key = self._key(args)

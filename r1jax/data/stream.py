@@ -57,7 +57,7 @@ def next_block(position: Position) -> Position:
 
 
 def skipped(position: Position) -> int:
-  """Documents that were skipped, over all shards of the position."""
+  """Documents that were skipped, in the shards that the position knows."""
   return int(position[:, SKIPPED].clip(0).sum())
 
 

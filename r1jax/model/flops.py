@@ -18,8 +18,6 @@ Sources: PaLM (arXiv 2204.02311, appendix B) for the convention, of which this i
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE
 
 
@@ -77,10 +75,3 @@ def pair_width(cfg: MLA | GQA) -> int:
       return 2 * cfg.heads * cfg.head
     case MLA():
       return cfg.heads * (cfg.nope + cfg.rope + cfg.value)
-
-
-def segment_lengths(segments_BL: np.ndarray) -> np.ndarray:
-  """The lengths of a packed batch's segments, row by row; 0 is padding and no segment."""
-  segments_BL = np.asarray(segments_BL)
-  own_BL = segments_BL + np.arange(len(segments_BL))[:, None] * (segments_BL.max(initial=0) + 1)
-  return np.unique(own_BL[segments_BL > 0], return_counts=True)[1]

@@ -1,4 +1,4 @@
-"""The only place that knows that there are several processes.
+"""What a process asks of the others; besides, checkpoint/peers.py meets them from its own thread.
 
 Plain multi-controller JAX: every process runs the same program on its own devices, and the mesh
 spans them all. Process 0, the leader, writes files and speaks to the user. What a process alone

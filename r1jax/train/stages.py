@@ -116,7 +116,8 @@ def held_out_loss(run: Run, stage: Pretrain, params: Any) -> float:
   total = {}
   with feed(run, stage.held_out, segment.shape) as data:
     for _ in range(stage.held_out_batches):
-      total = metrics.add(total, metrics.fetch({'loss': score(params, next(data)[0])}))
+      batch, _ = processes.together(lambda: next(data))
+      total = metrics.add(total, metrics.fetch({'loss': score(params, batch)}))
   return metrics.finish(total)['loss']
 
 

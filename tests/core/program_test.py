@@ -133,15 +133,6 @@ def test_the_name_in_profiles_and_in_the_compilation_cache_does_not_vary():
   assert texts[0] == texts[1] and '@jit_sft_step' in texts[0]
 
 
-def test_memory():
-  double = Program('doubling', lambda x: 2 * x)
-  assert double.memory() is None
-  double(jnp.ones(1024))
-  assert double.memory() == {
-    'arguments': 4096, 'outputs': 4096, 'aliased': 0, 'temporaries': 0, 'peak': 8192,
-  }  # fmt: skip
-
-
 def test_the_check_costs_nothing_that_can_be_felt():
   leaves = {f'layer{i}': jnp.ones(4) for i in range(100)}
   program = Program('first', lambda x: x['layer0'])

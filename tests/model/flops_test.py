@@ -5,7 +5,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,9 +102,3 @@ def test_segments_add_up_and_joining_them_only_adds_attention(a, b):
   crossed = (sum(a + b) ** 2 - sum(n * n for n in a + b)) // 2
   pairs = sum(flops.pair_width(layer.attention) for layer in (*cfg.layers, *cfg.mtp))
   assert flops.forward_flops(cfg, [sum(a + b)]) - both == 2 * crossed * pairs
-
-
-def test_segment_lengths():
-  segments_BL = np.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0], [0] * 6, [1, 2, 3, 3, 3, 3]])
-  assert flops.segment_lengths(segments_BL).tolist() == [3, 2, 1, 1, 1, 4]
-  assert flops.segment_lengths(np.zeros((2, 3), 'i4')).tolist() == []
