@@ -113,7 +113,7 @@ def write_report(run: Run) -> dict[str, Any]:
   """The files, and the summary."""
   run.writer.flush()
   rows = telemetry.read(run.workdir)
-  git = provenance.git()
+  git = run.record['git']
   facts = {
     'name': run.exp.name,
     'revision': provenance.short(git) if git else None,

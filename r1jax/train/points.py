@@ -7,6 +7,7 @@ Random keys are functions of (seed, stage, step) and need no saving.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,8 +56,10 @@ def saved(exp: Experiment, mesh: jax.sharding.Mesh | None, point: Point) -> tupl
   return Saved(*point.state, held), meta
 
 
-def newest(exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, say: Any) -> Point | None:
-  """The newest checkpoint that is whole; damaged ones are named and taken away. None: none."""
+def newest(
+  exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, say: Callable[[str], None]
+) -> Point | None:
+  """The newest checkpoint that is whole, None without any; damaged ones are named and set aside."""
   for step in reversed(store.steps()):
     try:
       return restore(exp, mesh, store, step)
