@@ -70,6 +70,19 @@ def override_all(cfg: T, pairs: Iterable[tuple[str, str]]) -> T:
   return _build(kind, data, 'config')
 
 
+def first_difference(a: Any, b: Any, path: str = 'config') -> str:
+  """The first field in which two configs differ, with both values."""
+  if dataclasses.is_dataclass(a) and type(a) is type(b):
+    for f in dataclasses.fields(a):
+      if getattr(a, f.name) != getattr(b, f.name):
+        return first_difference(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
+  if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+    i = next((i for i in range(len(a)) if a[i] != b[i]), None)
+    if i is not None:
+      return first_difference(a[i], b[i], f'{path}[{i}]')
+  return f'{path}: {a} there, {b} here'
+
+
 def _plain(kind: Any, value: Any, path: str) -> Any:
   """Dict form of a typed value; a union's member is tagged with its type."""
   if dataclasses.is_dataclass(value):

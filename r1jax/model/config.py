@@ -21,12 +21,38 @@ class Yarn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Llama3:
+  """Context extension of Llama 3.1 and later: long waves slowed, short kept, smooth between."""
+
+  factor: float = 8.0
+  original: int = 8192
+  low: float = 1.0
+  high: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
   """Rotary embedding; `interleaved` pairs (0, 1), (2, 3), … as V3 does, else (0, P/2), …"""
 
   theta: float = 10_000.0
   interleaved: bool = True
-  yarn: Yarn | None = None
+  scaling: Yarn | Llama3 | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+  """A token sees everything before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """A token sees the last `window` tokens, itself among them (Mistral 7B v0.1, Qwen 2)."""
+
+  window: int
+
+  def __post_init__(self):
+    if self.window < 1:
+      raise ValueError(f'a window holds at least the token itself, window={self.window} was given')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +79,7 @@ class GQA:
   head: int
   qk_norm: bool = False
   bias: bool = False
+  pattern: Full | Window = Full()
   rotary: Rope = Rope(interleaved=False)
   eps: float = 1e-6
   std: float = 0.02
@@ -72,10 +99,12 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class MoE:
-  """Shared and routed experts of width `ffw`; the V3 router.
+  """Shared and routed experts of width `ffw`; the V3 router unless said otherwise.
 
   Of `groups` groups of experts the best `active_groups` are open to a token, of their experts the
-  best `active` compute it.
+  best `active` compute it. group_score: a group counts as the sum of its two best experts (V3) or
+  as its best one (V2). gates: scores of the chosen experts over their sum (V3, Qwen 3), or as they
+  are (V2).
   """
 
   ffw: int
@@ -85,6 +114,8 @@ class MoE:
   groups: int = 1
   active_groups: int = 1
   score: Literal['sigmoid', 'softmax'] = 'sigmoid'
+  group_score: Literal['two_best', 'best'] = 'two_best'
+  gates: Literal['normalized', 'raw'] = 'normalized'
   scale: float = 1.0
   std: float = 0.006
 
@@ -108,12 +139,17 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The whole model: `mtp` is a layer for each prediction depth, `dtype` that of activations."""
+  """The whole model: `mtp` is a layer for each prediction depth, `dtype` that of activations.
+
+  mtp_input: what the first depth sees: the residual stream after the final norm, as servers of V3's
+  public weights have it (the paper leaves it open), or before it.
+  """
 
   vocab: int
   embed: int
   layers: tuple[Layer, ...]
   mtp: tuple[Layer, ...] = ()
+  mtp_input: Literal['normed', 'stream'] = 'normed'
   tied: bool = False
   eps: float = 1e-6
   std: float = 0.006

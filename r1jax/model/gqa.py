@@ -47,13 +47,15 @@ class GroupedQueryAttention(nn.Module):
     q_BLNH, k_BLKH = (rotate(x, place.positions_BL, c.rotary) for x in (q_BLNH, k_BLKH))
     scale = softmax_scale(c.rotary, c.head)
     if cache is None:
-      k_BMKH, v_BMKH, mask_BLM = k_BLKH, v_BLKH, masks.within(place.positions_BL, place.segments_BL)
+      k_BMKH, v_BMKH = k_BLKH, v_BLKH
+      mask_BLM = masks.within(place.positions_BL, place.segments_BL, c.pattern)
     else:
       cache, held = caches.update(
         cache, place.layer, place.positions_BL, caches.KVCache(k_BLKH, v_BLKH)
       )
       k_BMKH, v_BMKH = held
-      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, k_BMKH.shape[1])
+      length = k_BMKH.shape[1]
+      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, length, c.pattern)
     o_BLNH = attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
     out = w('out', (c.heads, c.head, D), ('heads', 'head', 'embed'))
     return matmul('BLNH,NHD->BLD', o_BLNH, out), cache

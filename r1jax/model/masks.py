@@ -3,15 +3,30 @@
 import jax
 import jax.numpy as jnp
 
+from r1jax.model.config import Full, Window
 
-def within(positions_BL: jax.Array, segments_BL: jax.Array) -> jax.Array:
+Pattern = Full | Window
+
+
+def within(positions_BL: jax.Array, segments_BL: jax.Array, pattern: Pattern = Full()) -> jax.Array:
   """Mask_BLM of a batch over itself; packed segments are independent."""
   same = segments_BL[:, :, None] == segments_BL[:, None, :]
-  past = positions_BL[:, None, :] <= positions_BL[:, :, None]
-  return same & past & (segments_BL > 0)[:, :, None]
+  seen = visible(positions_BL[:, None, :], positions_BL[:, :, None], pattern)
+  return same & seen & (segments_BL > 0)[:, :, None]
 
 
-def over_cache(positions_BL: jax.Array, segments_BL: jax.Array, length: int) -> jax.Array:
+def over_cache(
+  positions_BL: jax.Array, segments_BL: jax.Array, length: int, pattern: Pattern = Full()
+) -> jax.Array:
   """Mask_BLM over cache slots: slot m holds position m of the row's one sequence."""
-  slots_M = jnp.arange(length)
-  return (slots_M <= positions_BL[:, :, None]) & (segments_BL > 0)[:, :, None]
+  seen = visible(jnp.arange(length), positions_BL[:, :, None], pattern)
+  return seen & (segments_BL > 0)[:, :, None]
+
+
+def visible(there: jax.Array, here: jax.Array, pattern: Pattern) -> jax.Array:
+  """Whether position `here` sees position `there` of the same sequence."""
+  match pattern:
+    case Full():
+      return there <= here
+    case Window(window):
+      return (there <= here) & (there > here - window)

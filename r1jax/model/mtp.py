@@ -3,7 +3,8 @@
     h'_i = M [norm(Emb(t_{i+d})); norm(h_i)]     then one block, a norm, and the main model's head
 
 Depth d sees h of depth d−1 and the token d ahead, and predicts token i+d+1. Embedding and head are
-the main model's. The embedding half comes first, as in the public weights (`eh_proj`); the paper
+the main model's. Whether h has passed the final norm the paper leaves open: ModelConfig.mtp_input
+says. The embedding half comes first, as in the public weights (`eh_proj`); the paper
 writes it second.
 """
 

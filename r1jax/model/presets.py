@@ -39,7 +39,7 @@ def tiny_moe16(active: int = 2) -> ModelConfig:
 def deepseek_v3() -> ModelConfig:
   """671B parameters, 37B active: 61 layers (3 dense), 256 experts top-8 in 4 of 8 groups."""
   mla = MLA(
-    128, nope=128, rope=64, value=128, kv_latent=512, q_latent=1536, rotary=Rope(yarn=Yarn())
+    128, nope=128, rope=64, value=128, kv_latent=512, q_latent=1536, rotary=Rope(scaling=Yarn())
   )
   moe = MoE(2048, experts=256, active=8, shared=1, groups=8, active_groups=4, scale=2.5)
   return ModelConfig(

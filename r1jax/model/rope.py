@@ -1,4 +1,4 @@
-"""Rotary position embedding and YaRN.
+"""Rotary position embedding, YaRN and Llama 3's scaling.
 
     rotate(x, p)[2i]   = x[2i] cos(p ω_i) − x[2i+1] sin(p ω_i)
     rotate(x, p)[2i+1] = x[2i] sin(p ω_i) + x[2i+1] cos(p ω_i),      ω_i = θ^(−2i/P)
@@ -6,7 +6,10 @@
 YaRN (arXiv 2309.00071, as in DeepSeek-V3's reference inference code): only where the context
 exceeds the original length; slow frequencies are divided by the factor, fast ones kept, with a
 linear ramp between the dimensions that turn β_fast and β_slow times over the original length. cos
-and sin are not scaled; the softmax scale is multiplied by mscale², mscale = 0.1 · ln(factor) + 1.
+and sin are not scaled; the softmax scale is multiplied by mscale², mscale = 0.1 · ln(factor) + 1
+(where all of a head is rotated, as in Qwen, that is the scaling of cos and sin of other codes).
+Llama 3.1 divides frequencies that turn less than `low` times over the original length, keeps those
+that turn more than `high` times, and goes from one to the other linearly in the turns.
 """
 
 import math
@@ -15,20 +18,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.model.config import Rope, Yarn
+from r1jax.model.config import Llama3, Rope, Yarn
 
 
-def active(yarn: Yarn | None) -> bool:
-  """YaRN changes something only when the context is longer than the original one."""
-  return yarn is not None and yarn.length > yarn.original
+def active(scaling: Yarn | Llama3 | None) -> bool:
+  """Whether this is YaRN at work: it acts only when the context is longer than the original one."""
+  return isinstance(scaling, Yarn) and scaling.length > scaling.original
 
 
 def frequencies(rope: Rope, width: int) -> np.ndarray:
   """ω_i, [width/2] in float64."""
   omega = rope.theta ** (-np.arange(0, width, 2) / width)
-  if not active(rope.yarn):
-    return omega
-  y = rope.yarn
+  if isinstance(rope.scaling, Llama3):
+    return slowed(omega, rope.scaling)
+  return yarned(omega, rope) if active(rope.scaling) else omega
+
+
+def slowed(omega: np.ndarray, by: Llama3) -> np.ndarray:
+  """Llama 3's frequencies, by how often a wave turns over the original length."""
+  turns = by.original * omega / (2 * math.pi)
+  keep = np.clip((turns - by.low) / (by.high - by.low), 0, 1)
+  return omega * keep + omega / by.factor * (1 - keep)
+
+
+def yarned(omega: np.ndarray, rope: Rope) -> np.ndarray:
+  """YaRN's frequencies."""
+  y, width = rope.scaling, 2 * omega.size
 
   def dimension(turns: float) -> float:
     """The dimension that turns this often over the original length."""
@@ -43,8 +58,8 @@ def frequencies(rope: Rope, width: int) -> np.ndarray:
 def softmax_scale(rope: Rope, width: int) -> float:
   """width^-½, times mscale² under YaRN."""
   scale = width**-0.5
-  if active(rope.yarn):
-    scale *= (0.1 * rope.yarn.mscale * math.log(rope.yarn.factor) + 1.0) ** 2
+  if active(rope.scaling):
+    scale *= (0.1 * rope.scaling.mscale * math.log(rope.scaling.factor) + 1.0) ** 2
   return scale
 
 

@@ -3,7 +3,7 @@
     s = sigmoid(x W)                        scores, fp32 (or softmax)
     select on s + b                         b fp32, outside the gradient; gates never see it
     group score = sum of its two best s+b   closed groups are −inf, not 0: s + b may be negative
-    gate = s[chosen] / Σ s[chosen] · scale  (softmax scores are not renormalized)
+    gate = s[chosen] / Σ s[chosen] · scale  (V2: the best s+b alone; s[chosen] · scale)
 
 Sequence-wise balance: Σ_i f_i P_i a sequence, f_i = E/(A T) Σ_t 1[i ∈ TopA(s_t)],
 P_i = mean_t s_ti / Σ_j s_tj; 1 where load is even. The bias moves outside the gradient
@@ -29,7 +29,8 @@ def select(s_BLE: jax.Array, bias_E: jax.Array, cfg: MoE) -> jax.Array:
   biased = jax.lax.stop_gradient(s_BLE + bias_E)
   if cfg.groups > 1:
     grouped = rearrange(biased, 'B L (g e) -> B L g e', g=cfg.groups)
-    best_BLg = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
+    counted = min(2, grouped.shape[-1]) if cfg.group_score == 'two_best' else 1
+    best_BLg = jax.lax.top_k(grouped, counted)[0].sum(-1)
     open_BLk = jax.lax.top_k(best_BLg, cfg.active_groups)[1]
     open_BLg = jax.nn.one_hot(open_BLk, cfg.groups, dtype=jnp.bool_).any(-2)
     biased = rearrange(jnp.where(open_BLg[..., None], grouped, -jnp.inf), 'B L g e -> B L (g e)')
@@ -39,7 +40,7 @@ def select(s_BLE: jax.Array, bias_E: jax.Array, cfg: MoE) -> jax.Array:
 def gates(s_BLE: jax.Array, ids_BLA: jax.Array, cfg: MoE) -> jax.Array:
   """Weights of the chosen experts, from the unbiased scores."""
   g_BLA = jnp.take_along_axis(s_BLE, ids_BLA, -1)
-  if cfg.score == 'sigmoid':
+  if cfg.gates == 'normalized':
     g_BLA = g_BLA / (g_BLA.sum(-1, keepdims=True) + 1e-20)
   return g_BLA * cfg.scale
 

@@ -73,11 +73,14 @@ class Transformer(nn.Module):
       caches.append(kept)
       outs |= {f'run{i}/block{j}': out for j, out in enumerate(made)}
     x_BLD = rms_norm(h_BLD, norm_scale(self, 'final_scale', c.embed), c.eps)
+    normed = c.mtp_input == 'normed'
+    h_BLD = x_BLD if normed else h_BLD
     table_VD, h_BLD = jax.lax.stop_gradient((table_VD, h_BLD)) if detach_mtp else (table_VD, h_BLD)
     mtp = []
     for d, (spec, tokens_BL) in enumerate(zip(c.mtp, inputs.ahead)):
       module = PredictionModule(spec, name=f'mtp{d}')
       h_BLD, y_BLD, outs[f'mtp{d}/block'] = module(h_BLD, embed(tokens_BL, table_VD), place)
+      h_BLD = y_BLD if normed else h_BLD
       mtp.append(y_BLD)
     routes = tuple(
       tuple(outs[f'run{i}/block{j}'].routes_BLA for j in range(len(r.period)))

@@ -38,7 +38,7 @@ def same(exp: Experiment, workdir: pathlib.Path, store: Store, data: str) -> Non
   )
   if saved != exp:
     raise UserError(
-      f'{workdir} holds a run with another config ({first_difference(saved, exp)}); '
+      f'{workdir} holds a run with another config ({config.first_difference(saved, exp)}); '
       'use another --workdir, or the config that it was started with (config.json there)'
     )
   there = meta['provenance'].get('data', data)
@@ -55,19 +55,6 @@ def newest_meta(store: Store) -> dict[str, Any] | None:
     with contextlib.suppress(Damaged):
       return store.meta(step)
   return None
-
-
-def first_difference(a: Any, b: Any, path: str = 'config') -> str:
-  """The first field in which two configs differ, with both values."""
-  if dataclasses.is_dataclass(a) and type(a) is type(b):
-    for f in dataclasses.fields(a):
-      if getattr(a, f.name) != getattr(b, f.name):
-        return first_difference(getattr(a, f.name), getattr(b, f.name), f'{path}.{f.name}')
-  if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-    i = next((i for i in range(len(a)) if a[i] != b[i]), None)
-    if i is not None:
-      return first_difference(a[i], b[i], f'{path}[{i}]')
-  return f'{path}: {a} there, {b} here'
 
 
 def check(

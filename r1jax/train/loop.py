@@ -13,8 +13,8 @@ from r1jax.eval import evaluate as evaluation
 from r1jax.eval import report
 from r1jax.model.transformer import dummy_inputs
 from r1jax.optim import optimizer as optim
-from r1jax.sharding import place, processes
-from r1jax.train import points, provenance, telemetry
+from r1jax.sharding import processes
+from r1jax.train import parameters, points, provenance, telemetry
 from r1jax.train import state as states
 from r1jax.train.experiment import Experiment, Stage
 from r1jax.train.keeper import Keeper
@@ -45,9 +45,7 @@ def begin(run: Run) -> Point:
       run, 0, states.init_params(run.model, run.exp.seed, run.mesh, dummy_inputs(run.exp.model))
     )
   directory, step = resolve(run.exp.init)
-  boxed = place.abstract(run.model, dummy_inputs(run.exp.model))
-  wanted = {'params': place.templates(run.mesh, boxed)}
-  return enter(run, 0, Store(directory).restore(wanted, step, partial=True)['params'])
+  return enter(run, 0, parameters.masters(Store(directory), step, run.exp.model, run.mesh))
 
 
 def resume(run: Run) -> Point | None:

@@ -6,25 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
-from r1jax.checkpoint.store import Store, resolve
+from r1jax.checkpoint.store import FOLDER, Store, resolve
 from r1jax.core import config
 from r1jax.core.errors import UserError
+from r1jax.engine import buckets
 from r1jax.engine.engine import Engine
 from r1jax.eval import evaluate as evaluation
 from r1jax.kernels.logprob.truncate import Sampling
-from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.rewards.pool import Pool
 from r1jax.rollout import collect
 from r1jax.rollout.collect import Limits
-from r1jax.sharding import place
 from r1jax.tasks.make import make as make_task
 from r1jax.tasks.task import Example
-from r1jax.tokenizers.chat import render_prompt
+from r1jax.tokenizers.make import Public
 from r1jax.tokenizers.make import make as make_tokenizer
 from r1jax.tokenizers.tokenizer import Tokenizer
+from r1jax.train import parameters
 from r1jax.train.experiment import Experiment
 from r1jax.train.progress import Progress
+
+PUBLIC = 'public'  # of a workdir: the files that were published beside the weights
+CONVERTED = 'converted'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +43,48 @@ class Restored:
   stage: str
 
 
-def load(path: str, overrides: Sequence[tuple[str, str]] = ()) -> Restored:
-  """Reads a checkpoint's config, then its parameters alone (no optimizer state)."""
+def load(
+  path: str, overrides: Sequence[tuple[str, str]] = (), measure: Experiment | None = None
+) -> Restored:
+  """Reads a checkpoint's config, then its parameters alone (no optimizer state).
+
+  measure: an experiment whose task, evaluation and verifier take the place of the checkpoint's.
+  """
   directory, step = resolve(path)
   store = Store(directory)
   meta = store.meta(step)
-  exp = config.override_all(config.from_dict(Experiment, meta['experiment']), overrides)
-  shapes = place.templates(None, place.abstract(Transformer(exp.model), dummy_inputs(exp.model)))
-  params = store.restore({'params': shapes}, step, partial=True)['params']
+  exp = described(directory, meta)
+  if measure is not None:
+    exp = dataclasses.replace(
+      exp, task=measure.task, evaluation=measure.evaluation, verifier=measure.verifier
+    )
+  exp = config.override_all(exp, overrides)
+  params = parameters.weights(store, step, exp.model, None)
   tok = make_tokenizer(exp.tokenizer)
   progress = Progress('checkpoint', 0)
-  stage = exp.stages[meta['stage']].name
+  stage = CONVERTED if meta['stage'] is None else exp.stages[meta['stage']].name
   return Restored(
     exp, params, tok, Engine(exp.model, tok.stops, None, progress.compiling), step, stage
   )
+
+
+def described(directory: epath.Path, meta: dict[str, Any]) -> Experiment:
+  """The config of a checkpoint; a public model's tokenizer lies beside its checkpoints."""
+  exp = config.from_dict(Experiment, meta['experiment'])
+  beside = directory.parent / PUBLIC if directory.name == FOLDER else directory / PUBLIC
+  if isinstance(exp.tokenizer, Public) and beside.exists():
+    exp = dataclasses.replace(exp, tokenizer=Public(str(beside)))
+  return exp
 
 
 def evaluate(model: Restored) -> dict[str, Any]:
   """The figures that training printed for this checkpoint, measured again."""
   exp = model.exp
   if exp.task is None:
-    raise UserError(f'{exp.name} has no task to evaluate: set one by --config.task.type=Gym, …')
+    raise UserError(
+      f'{exp.name} has no task to evaluate: name a config that has one by --config=FILE, or set '
+      'one by --config.task.type=Gym, …'
+    )
   task = make_task(exp.task)
   build = functools.partial(make_task, exp.task)
   with Pool(build, exp.verifier.workers, exp.verifier.seconds) as pool:
@@ -70,11 +95,19 @@ def evaluate(model: Restored) -> dict[str, Any]:
 
 
 def generate(
-  model: Restored, prompts: Sequence[str], samples: int, sampling: Sampling, limit: int, seed: int
+  model: Restored,
+  prompts: Sequence[str],
+  samples: int,
+  sampling: Sampling,
+  limit: int,
+  seed: int,
 ) -> list[list[str]]:
-  """`samples` completions of each prompt, through the chat template."""
+  """`samples` completions of each prompt, through the chat template.
+
+  Widths are rounded up to buckets, so that not every prompt compiles a program of its own.
+  """
   examples = [Example(id=f'prompt {i}', question=p) for i, p in enumerate(prompts)]
-  width = max(len(render_prompt(model.tok, p)) for p in prompts)
+  width = buckets.bucket(max(len(model.tok.prompt(p)) for p in prompts))
   _, _, made = collect.sample(
     model.engine, model.params, model.tok, examples,
     group=samples, key=jax.random.key(seed), first=0, sampling=sampling,

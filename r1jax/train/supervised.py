@@ -16,7 +16,7 @@ from r1jax.data.batch import Batch
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.stream import Shape
 from r1jax.kernels.logprob.truncate import Sampling
-from r1jax.model.config import ModelConfig, Yarn
+from r1jax.model.config import Llama3, ModelConfig, Yarn
 from r1jax.optim.optimizer import AdamW
 from r1jax.tasks.task import Task
 from r1jax.tokenizers.tokenizer import Tokenizer
@@ -106,10 +106,12 @@ def segments(stage: SFT | Pretrain, model: ModelConfig) -> tuple[Segment, ...]:
 
 
 def extended(model: ModelConfig, yarn: Yarn | None) -> ModelConfig:
-  """The same weights with another context extension in every attention."""
+  """The same weights under YaRN in every attention, or without it; Llama 3's scaling stays."""
 
   def one(layer: Any) -> Any:
-    rotary = dataclasses.replace(layer.attention.rotary, yarn=yarn)
+    rotary = layer.attention.rotary
+    if yarn or not isinstance(rotary.scaling, Llama3):
+      rotary = dataclasses.replace(rotary, scaling=yarn)
     return dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rotary=rotary))
 
   return dataclasses.replace(

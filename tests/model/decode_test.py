@@ -21,7 +21,7 @@ from r1jax.model.types import Place
 
 B, P, T, D = 3, 4, 7, 8
 MODULES = {
-  'MLA': LatentAttention(MLA(2, 4, 4, 6, 8, 5, Rope(yarn=Yarn()), std=0.5)),
+  'MLA': LatentAttention(MLA(2, 4, 4, 6, 8, 5, Rope(scaling=Yarn()), std=0.5)),
   'GQA': GroupedQueryAttention(GQA(4, 2, 6, qk_norm=True, bias=True, std=0.5)),
   'one kv head': GroupedQueryAttention(GQA(4, 1, 6, std=0.5)),
 }

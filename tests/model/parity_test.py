@@ -143,7 +143,7 @@ def assert_same_logits(model, cfg, layer):
 @pytest.mark.parametrize(
   'q_latent, rope, theirs',
   [
-    (12, Rope(yarn=Yarn()), {'rope_parameters': YARN, 'max_position_embeddings': 163_840}),
+    (12, Rope(scaling=Yarn()), {'rope_parameters': YARN, 'max_position_embeddings': 163_840}),
     (None, Rope(theta=500.0), {'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0}}),
     (12, Rope(interleaved=False), {'rope_interleave': False}),
   ],

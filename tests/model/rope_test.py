@@ -42,7 +42,7 @@ def test_contract_07_both_layouts_are_one_rotation_up_to_a_permutation():
   assert not np.allclose(rotate(x_BLNP, positions, Rope()), halves, atol=1e-2)
 
 
-@pytest.mark.parametrize('rope', [Rope(), Rope(interleaved=False), Rope(yarn=Yarn())])
+@pytest.mark.parametrize('rope', [Rope(), Rope(interleaved=False), Rope(scaling=Yarn())])
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
 def test_scores_depend_on_the_distance_alone(rope, p, q, shift):
@@ -67,7 +67,7 @@ def yarn_by_the_recipe(theta, width, y):
 @pytest.mark.parametrize('width, theta', [(64, 10_000.0), (128, 1e6), (16, 10_000.0)])
 def test_contract_07_yarn_frequencies(width, theta):
   yarn = Yarn()
-  got = frequencies(Rope(theta, yarn=yarn), width)
+  got = frequencies(Rope(theta, scaling=yarn), width)
   plain = theta ** (-np.arange(0, width, 2) / width)
   np.testing.assert_allclose(got, yarn_by_the_recipe(theta, width, yarn), rtol=1e-13)
   assert got[0] == plain[0]  # the fastest is kept, the slowest divided
@@ -76,20 +76,20 @@ def test_contract_07_yarn_frequencies(width, theta):
 
 def test_yarn_with_one_dimension_between_the_bounds_is_a_step():
   yarn = Yarn(original=8, beta_fast=1.0, beta_slow=1.0)
-  got = frequencies(Rope(yarn=yarn), 4)
+  got = frequencies(Rope(scaling=yarn), 4)
   np.testing.assert_allclose(got, [1, 0.01 / 40], rtol=1e-13)
 
 
 def test_contract_07_yarn_scale():
   mscale = 0.1 * math.log(40) + 1
   assert math.isclose(mscale, 1.3689, rel_tol=1e-4)
-  assert math.isclose(softmax_scale(Rope(yarn=Yarn()), 192), 192**-0.5 * mscale**2)
+  assert math.isclose(softmax_scale(Rope(scaling=Yarn()), 192), 192**-0.5 * mscale**2)
   assert math.isclose(softmax_scale(Rope(), 192), 192**-0.5)
 
 
 def test_contract_07_yarn_is_inactive_up_to_the_original_length():
-  short = Rope(yarn=Yarn(length=4096))
-  assert not active(short.yarn)
+  short = Rope(scaling=Yarn(length=4096))
+  assert not active(short.scaling)
   assert active(Yarn(length=4097))
   np.testing.assert_array_equal(frequencies(short, 64), frequencies(Rope(), 64))
   assert softmax_scale(short, 64) == softmax_scale(Rope(), 64)
@@ -97,7 +97,7 @@ def test_contract_07_yarn_is_inactive_up_to_the_original_length():
 
 def test_cos_and_sin_are_not_scaled():
   x_P = RNG.normal(size=P)
-  norm = np.linalg.norm(at(x_P, 77, Rope(yarn=Yarn())))
+  norm = np.linalg.norm(at(x_P, 77, Rope(scaling=Yarn())))
   np.testing.assert_allclose(norm, np.linalg.norm(x_P), rtol=1e-5)
 
 

@@ -13,7 +13,8 @@ from r1jax.model.moe import Router
 
 V3 = MoE(8, experts=16, active=4, groups=4, active_groups=2, scale=2.5)
 PLAIN = MoE(8, experts=16, active=3)
-SOFTMAX = MoE(8, experts=16, active=3, score='softmax')
+V2 = MoE(8, 16, 3, groups=4, active_groups=2, score='softmax', group_score='best', gates='raw')
+QWEN3 = MoE(8, experts=16, active=3, score='softmax')
 D = 6
 
 
@@ -23,11 +24,12 @@ def oracle(x_D, w_DE, bias_E, cfg, closed=-np.inf):
   s = 1 / (1 + np.exp(-z)) if cfg.score == 'sigmoid' else np.exp(z) / np.exp(z).sum()
   biased = s + bias_E
   size = cfg.experts // cfg.groups
-  group = [np.sort(biased[g * size : (g + 1) * size])[-2:].sum() for g in range(cfg.groups)]
+  best = -2 if cfg.group_score == 'two_best' else -1
+  group = [np.sort(biased[g * size : (g + 1) * size])[best:].sum() for g in range(cfg.groups)]
   for g in np.argsort(group)[: cfg.groups - cfg.active_groups]:
     biased[g * size : (g + 1) * size] = closed
   ids = np.argsort(-biased, kind='stable')[: cfg.active]
-  gates = s[ids] / s[ids].sum() if cfg.score == 'sigmoid' else s[ids]
+  gates = s[ids] / s[ids].sum() if cfg.gates == 'normalized' else s[ids]
   return ids, gates * cfg.scale
 
 
@@ -41,7 +43,7 @@ ROUTE = jax.jit(
 )
 
 
-@pytest.mark.parametrize('cfg', [V3, PLAIN, SOFTMAX], ids=['v3', 'plain', 'softmax'])
+@pytest.mark.parametrize('cfg', [V3, PLAIN, V2, QWEN3], ids=['v3', 'plain', 'v2', 'qwen3'])
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(seed=st.integers(0, 10**6), low=st.floats(-3, 1))
 def test_experts_and_gates(cfg, seed, low):

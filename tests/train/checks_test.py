@@ -71,7 +71,7 @@ def test_batches_that_do_not_split_over_the_mesh_are_said_at_once(experiment, fi
 
 
 def test_first_difference_names_the_field_and_both_values(experiment):
-  differ = lambda other: checks.first_difference(experiment, other)
+  differ = lambda other: config.first_difference(experiment, other)
   assert differ(dataclasses.replace(experiment, seed=3)) == 'config.seed: 0 there, 3 here'
   deep = replaced(
     experiment, sft={'optimizer': dataclasses.replace(experiment.stages[0].optimizer, b1=0.5)}

@@ -34,7 +34,7 @@ def test_a_stage_is_segments_of_one_program_each(experiment, pretraining):
 def test_a_phase_extends_the_context_of_every_attention(experiment):
   yarn = Yarn(factor=2.0)
   model = supervised.extended(experiment.model, yarn)
-  rotary = [layer.attention.rotary.yarn for layer in (*model.layers, *model.mtp)]
+  rotary = [layer.attention.rotary.scaling for layer in (*model.layers, *model.mtp)]
   assert rotary == [yarn] * 3
   assert supervised.extended(model, None) == experiment.model
 

@@ -1,0 +1,229 @@
+"""Public architectures: config.json to ModelConfig and back.
+
+DeepSeek-V3 and R1, DeepSeek-V2, Llama 3, Mistral, Qwen 2 (2.5), Qwen 3 and Qwen 3 MoE. What is read
+from an architecture's config.json is in one function here, and `describe` is the way back. Where
+public implementations differ, DeepSeek's reference inference code is followed (model/router.py,
+model/rope.py).
+"""
+
+import dataclasses
+from typing import Any
+
+from r1jax.checkpoint.public import rotary
+from r1jax.checkpoint.public.options import Options, choose
+from r1jax.core.errors import UserError
+from r1jax.model.config import GQA, MLA, Dense, Full, Layer, ModelConfig, MoE, Window
+
+ROUTER_BIAS = 'DeepseekV3ForCausalLM'  # the one architecture whose checkpoints hold it
+
+
+@dataclasses.dataclass(frozen=True)
+class Public:
+  """A model as published: its architecture, ours, and how its weights are quantized."""
+
+  architecture: str
+  model: ModelConfig
+  fp8_block: tuple[int, int] | None = None
+
+  @property
+  def router_bias(self) -> bool:
+    """Whether the router's selection bias is among the tensors."""
+    return self.architecture == ROUTER_BIAS
+
+
+def parse(options: Options) -> Public:
+  """What a config.json describes; anything unknown or unsupported is an error of one line."""
+  architecture = choose(options, READERS)
+  options.must('hidden_act', 'silu')
+  options.must('rope_interleave', *((True, False) if 'Deepseek' in architecture else (False,)))
+  layers, mtp = READERS[architecture](options)
+  tied = options.take('tie_word_embeddings', bool, False)
+  model = ModelConfig(
+    vocab=options.take('vocab_size'),
+    embed=options.take('hidden_size'),
+    layers=layers,
+    mtp=mtp,
+    tied=tied,
+    eps=options.take('rms_norm_eps', float, 1e-6),
+    std=options.take('initializer_range', float, 0.02),
+    dtype=activations(options),
+  )
+  block = fp8(options)
+  options.finish()
+  return Public(architecture, model, block)
+
+
+def activations(options: Options) -> str:
+  """bfloat16 models compute in it; fp16 ones in fp32, whose range and precision hold theirs."""
+  name = options.data.get('dtype', options.data.get('torch_dtype')) or 'float32'
+  kinds = {'bfloat16': 'bfloat16', 'float16': 'float32', 'float32': 'float32'}
+  if name not in kinds:
+    raise UserError(f'{options.file}: torch_dtype is {name!r}; r1jax supports {", ".join(kinds)}')
+  return kinds[name]
+
+
+def fp8(options: Options) -> tuple[int, int] | None:
+  """The block of DeepSeek's fp8 weights, None without; other quantizations are not read."""
+  given = options.take('quantization_config', dict, None)
+  if given is None:
+    return None
+  block = given.get('weight_block_size')
+  if given.get('quant_method') != 'fp8' or not isinstance(block, list) or len(block) != 2:
+    raise UserError(
+      f'{options.file}: quantization {given.get("quant_method")!r} is not supported; r1jax reads '
+      "unquantized weights, DeepSeek's block-scaled fp8 (weight_block_size) and GGUF"
+    )
+  return tuple(block)
+
+
+def deepseek(options: Options, moe: dict[str, Any]) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+  """MLA; dense layers, then experts, which only the generations tell apart; prediction modules."""
+  options.must('attention_bias', False)
+  options.must('mlp_bias', False)
+  options.must('moe_layer_freq', 1)
+  options.take('num_key_value_heads', int, None)  # as many as heads: the latent is shared
+  options.take('head_dim', int, None)  # transformers writes the rotated width there
+  options.take('qk_head_dim', int, None)
+  attention = MLA(
+    heads=options.take('num_attention_heads'),
+    nope=options.take('qk_nope_head_dim'),
+    rope=options.take('qk_rope_head_dim'),
+    value=options.take('v_head_dim'),
+    kv_latent=options.take('kv_lora_rank'),
+    q_latent=options.take('q_lora_rank', int, None),
+    rotary=rotary.read(options, options.take('rope_interleave', bool, True), latent=True),
+  )
+  eps, ffw = options.take('rms_norm_eps', float, 1e-6), options.take('intermediate_size')
+  experts = MoE(
+    ffw=options.take('moe_intermediate_size'),
+    experts=options.take('n_routed_experts'),
+    active=options.take('num_experts_per_tok'),
+    shared=options.take('n_shared_experts', int, 0),
+    scale=options.take('routed_scaling_factor', float, 1.0),
+    **moe,
+  )
+  first = options.take('first_k_dense_replace', int, 0)
+  count = options.take('num_hidden_layers')
+  sparse = Layer(attention, experts, eps)
+  layers = (Layer(attention, Dense(ffw), eps),) * min(first, count) + (sparse,) * (count - first)
+  return layers, (sparse,) * options.take('num_nextn_predict_layers', int, 0)
+
+
+def deepseek_v3(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+  """V3 and R1: sigmoid scores, selection bias, normalized gates."""
+  options.must('topk_method', 'noaux_tc')
+  options.must('scoring_func', 'sigmoid')
+  raw = not options.take('norm_topk_prob', bool, True)
+  moe = {
+    'groups': options.take('n_group', int, 1),
+    'active_groups': options.take('topk_group', int, 1),
+    'gates': 'raw' if raw else 'normalized',
+  }
+  return deepseek(options, moe)
+
+
+def deepseek_v2(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+  """V2: softmax scores, raw gates; groups count by their best expert, or there are none."""
+  options.must('scoring_func', 'softmax')
+  options.must('norm_topk_prob', False)
+  method = options.take('topk_method', str, 'greedy')
+  options.must('topk_method', 'greedy', 'group_limited_greedy')
+  groups, active = options.take('n_group', int, 1), options.take('topk_group', int, 1)
+  moe = {'score': 'softmax', 'group_score': 'best', 'gates': 'raw'}
+  if method == 'group_limited_greedy':
+    moe |= {'groups': groups, 'active_groups': active}
+  return deepseek(options, moe)
+
+
+def grouped(options: Options, *, bias: bool = False, qk_norm: bool = False) -> GQA:
+  """The attention that the dense families share."""
+  heads = options.take('num_attention_heads')
+  return GQA(
+    heads,
+    options.take('num_key_value_heads', int, heads),
+    options.take('head_dim', int, options.take('hidden_size') // heads),
+    qk_norm=qk_norm,
+    bias=bias,
+    rotary=rotary.read(options, interleaved=False, latent=False),
+    eps=options.take('rms_norm_eps', float, 1e-6),
+  )
+
+
+def dense(
+  options: Options, attention: GQA, windows: list[int | None]
+) -> tuple[tuple[Layer, ...], tuple]:
+  """SwiGLU layers; windows: of each layer, None where all is seen."""
+  eps, mlp = options.take('rms_norm_eps', float, 1e-6), Dense(options.take('intermediate_size'))
+  pattern = lambda w: Full() if w is None else Window(w)
+  make = lambda w: Layer(dataclasses.replace(attention, pattern=pattern(w)), mlp, eps)
+  return tuple(make(w) for w in windows), ()
+
+
+def llama(options: Options) -> tuple[tuple[Layer, ...], tuple]:
+  """Llama, SmolLM2, the Llama students of R1."""
+  options.must('attention_bias', False)
+  options.must('mlp_bias', False)
+  return dense(options, grouped(options), [None] * options.take('num_hidden_layers'))
+
+
+def mistral(options: Options) -> tuple[tuple[Layer, ...], tuple]:
+  """Mistral: every layer under one window, or none."""
+  window = options.take('sliding_window', int, None)
+  if 'sliding_window' not in options.data:
+    window = 4096  # what transformers takes absence for; null is none
+  return dense(options, grouped(options), [window] * options.take('num_hidden_layers'))
+
+
+def qwen2(options: Options) -> tuple[tuple[Layer, ...], tuple]:
+  """Qwen 2 and 2.5, the Qwen students of R1: biases on q, k and v."""
+  return dense(options, grouped(options, bias=True), qwen_windows(options))
+
+
+def qwen3(options: Options) -> tuple[tuple[Layer, ...], tuple]:
+  """Qwen 3: norms on queries and keys."""
+  options.must('attention_bias', False)
+  return dense(options, grouped(options, qk_norm=True), qwen_windows(options))
+
+
+def qwen_windows(options: Options) -> list[int | None]:
+  """The last layers may see a window: layer_types says which, or max_window_layers."""
+  count = options.take('num_hidden_layers')
+  window = options.take('sliding_window', int, None)
+  first = options.take('max_window_layers', int, 28)
+  if not options.take('use_sliding_window', bool, False):
+    window = None
+  kinds = ['sliding_attention' if window and i >= first else 'full_attention' for i in range(count)]
+  kinds = options.take('layer_types', list, kinds)
+  if len(kinds) != count or set(kinds) - {'full_attention', 'sliding_attention'}:
+    raise UserError(f'{options.file}: layer_types must name {count} full_ or sliding_attention')
+  return [window if kind == 'sliding_attention' else None for kind in kinds]
+
+
+def qwen3_moe(options: Options) -> tuple[tuple[Layer, ...], tuple]:
+  """Qwen 3 with experts: softmax scores, normalized gates, no shared expert."""
+  options.must('attention_bias', False)
+  options.must('decoder_sparse_step', 1)
+  options.must('norm_topk_prob', True)
+  plain = options.take('mlp_only_layers', list, [])
+  layers, _ = dense(options, grouped(options, qk_norm=True), qwen_windows(options))
+  experts = MoE(
+    ffw=options.take('moe_intermediate_size'),
+    experts=options.take('num_experts', int, options.take('num_local_experts', int, 0)),
+    active=options.take('num_experts_per_tok'),
+    shared=0,
+    score='softmax',
+  )
+  return tuple(
+    l if i in plain else dataclasses.replace(l, mlp=experts) for i, l in enumerate(layers)
+  ), ()
+
+
+READERS = {
+  'DeepseekV3ForCausalLM': deepseek_v3,
+  'DeepseekV2ForCausalLM': deepseek_v2,
+  'LlamaForCausalLM': llama,
+  'MistralForCausalLM': mistral,
+  'Qwen2ForCausalLM': qwen2,
+  'Qwen3ForCausalLM': qwen3,
+  'Qwen3MoeForCausalLM': qwen3_moe,
+}
