@@ -37,13 +37,42 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
 
 
-def define_config(default: str | None = None) -> absl_flags.FlagHolder[str | None]:
+CONFIG_HELP = (
+  'Python file with get_config(); FILE:TEXT hands TEXT to it. Override by --config.NAME=VALUE.'
+)
+
+
+def define_config(
+  default: str | None = None, text: str = CONFIG_HELP
+) -> absl_flags.FlagHolder[str | None]:
   """Defines --config as a flag of the calling binary, so that its --help lists it."""
   absl_flags.disclaim_key_flags()
-  text = (
-    'Python file with get_config(); FILE:TEXT hands TEXT to it. Override by --config.NAME=VALUE.'
-  )
   return absl_flags.DEFINE_string('config', default, text)
+
+
+def define_processes() -> Callable[[], tuple[str | None, int | None, int | None, int | None]]:
+  """Defines the flags of a program of several processes; gives what `processes.start` takes."""
+  absl_flags.disclaim_key_flags()
+  flags = (
+    absl_flags.DEFINE_string(
+      'coordinator', None,
+      "HOST:PORT of process 0 of several; 'auto' where the cluster tells (TPU pod, Slurm, "
+      'Kubernetes).',
+    ),
+    absl_flags.DEFINE_integer('processes', None, 'How many processes there are.'),
+    absl_flags.DEFINE_integer('process', None, 'Which of them this is, from 0.'),
+    absl_flags.DEFINE_integer(
+      'local_devices', None,
+      'Virtual CPU devices of this process; for trying a mesh without hardware.',
+    ),
+  )  # fmt: skip
+  return lambda: tuple(flag.value for flag in flags)
+
+
+def refuse(overrides: Overrides) -> None:
+  """For programs without a config: --config.PATH=VALUE is an error there."""
+  if overrides:
+    raise UserError(f'--config.{overrides[0][0]}: this program takes no config')
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:

@@ -21,6 +21,9 @@ TEMPERATURE = absl_flags.DEFINE_float(
 TOP_P = absl_flags.DEFINE_float('top_p', 1.0, 'Keep the most likely tokens up to this mass.')
 TOP_K = absl_flags.DEFINE_integer('top_k', 0, 'Keep this many tokens; 0 keeps all.', lower_bound=0)
 MAX_TOKENS = absl_flags.DEFINE_integer('max_tokens', 256, 'Longest completion.', lower_bound=1)
+SYSTEM = absl_flags.DEFINE_string(
+  'system', None, "A system message, where the model's template has one."
+)
 SEED = absl_flags.DEFINE_integer('seed', 0, 'Of the samples.')
 
 
@@ -36,7 +39,7 @@ def main(overrides: flags.Overrides) -> None:
     raise flags.UserError(str(e)) from e
   model = restored.load(CHECKPOINT.value, overrides)
   texts = restored.generate(
-    model, PROMPT.value, SAMPLES.value, sampling, MAX_TOKENS.value, SEED.value
+    model, PROMPT.value, SAMPLES.value, sampling, MAX_TOKENS.value, SEED.value, SYSTEM.value
   )
   for prompt, written in zip(PROMPT.value, texts):
     for text in written:

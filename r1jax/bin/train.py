@@ -23,16 +23,7 @@ WORKDIR = absl_flags.DEFINE_string(
   'runs/quickstart',
   'Folder for checkpoints, metrics and the report; started again, the run goes on.',
 )
-COORDINATOR = absl_flags.DEFINE_string(
-  'coordinator',
-  None,
-  "HOST:PORT of process 0 of several; 'auto' where the cluster tells (TPU pod, Slurm, Kubernetes).",
-)
-PROCESSES = absl_flags.DEFINE_integer('processes', None, 'How many processes there are.')
-PROCESS = absl_flags.DEFINE_integer('process', None, 'Which of them this is, from 0.')
-LOCAL_DEVICES = absl_flags.DEFINE_integer(
-  'local_devices', None, 'Virtual CPU devices of this process; for trying a mesh without hardware.'
-)
+PROCESSES = flags.define_processes()
 PROFILE = absl_flags.DEFINE_string(
   'profile',
   None,
@@ -54,7 +45,7 @@ def main(overrides: flags.Overrides) -> None:
   logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(WORKDIR.value)
   profile = window(PROFILE.value) if PROFILE.value else None
-  processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value, LOCAL_DEVICES.value)
+  processes.start(*PROCESSES())
   if processes.leader():
     stages = ', '.join(s.name for s in exp.stages)
     print(f'{exp.name}: seed {exp.seed}, stages {stages}, workdir {workdir}', flush=True)

@@ -4,6 +4,7 @@ A name is the path of a leaf, 'params/run0/kernel'; it is the same in a state, i
 in `checkpoint.json`.
 """
 
+import json
 from typing import Any
 
 import jax
@@ -24,6 +25,12 @@ def describe(tree: Any) -> dict[str, str]:
     name: f'{getattr(leaf, "dtype", type(leaf).__name__)}{[*getattr(leaf, "shape", ())]}'
     for name, leaf in named(tree).items()
   }
+
+
+def parse(described: str) -> jax.ShapeDtypeStruct:
+  """The inverse: 'float32[8, 4]' as dtype and shape."""
+  dtype, _, shape = described.rstrip(']').partition('[')
+  return jax.ShapeDtypeStruct(json.loads(f'[{shape}]'), dtype)
 
 
 def check(tree: Any) -> None:

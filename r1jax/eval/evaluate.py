@@ -16,12 +16,17 @@ from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rewards.outcome import Outcome
 from r1jax.rollout.collect import Grader, Limits, prompt_rows, sample, telemetry, texts
 from r1jax.tasks.task import Example, Task
+from r1jax.tokenizers.chat import open_thought
 from r1jax.tokenizers.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """How to measure: `samples` completions of `problems` held-out ones, `batch` at a time."""
+  """How to measure: `samples` completions of `problems` held-out ones, `batch` at a time.
+
+  passes: what is measured beside the sampled accuracy. 'thoughtless' forces an empty thought in
+  R1's tags, which means little for a model that was never taught them.
+  """
 
   problems: int = 1024
   samples: int = 1
@@ -30,6 +35,7 @@ class Evaluation:
   limits: Limits = Limits()
   seed: int = 0
   shown: int = 3
+  passes: tuple[Literal['greedy', 'thoughtless'], ...] = ('greedy', 'thoughtless')
 
   def __post_init__(self):
     if self.problems % self.batch:
@@ -50,7 +56,8 @@ def forced(tok: Tokenizer, thought: Literal['free', 'none']) -> list[int]:
   """Tokens put behind the prompt: nothing, or an empty thought and the answer's opening tag."""
   if thought == 'free':
     return []
-  return [i for tag in ('<think>', '</think>', '<answer>') for i in tok.encode_special(tag)]
+  behind = (i for tag in ('</think>', '<answer>') for i in tok.encode_special(tag))
+  return [*open_thought(tok), *behind]
 
 
 def run(
@@ -105,28 +112,31 @@ def held_out(task: Task, tok: Tokenizer, spec: Evaluation) -> list[Example]:
       f'task {task.name} has {len(examples)} held-out problems, '
       f'evaluation.problems asks for {spec.problems}'
     )
-  prompt_rows(tok, examples, spec.limits.prompt, forced(tok, 'none'))
+  thought = 'none' if 'thoughtless' in spec.passes else 'free'
+  prompt_rows(tok, examples, spec.limits.prompt, forced(tok, thought))
   return examples
 
 
 def evaluate(
   engine: Engine, params: Any, tok: Tokenizer, task: Task, grade: Grader, spec: Evaluation
 ) -> dict[str, Any]:
-  """Sampled, greedy and thoughtless accuracy on the same held-out problems."""
+  """Sampled accuracy, and what `passes` adds, on the same held-out problems."""
   examples = held_out(task, tok, spec)
   go = lambda **kw: run(engine, params, tok, examples, grade, spec, **kw)
   sampled = go(samples=spec.samples, sampling=spec.sampling)
-  greedy = go(samples=1, sampling=Sampling(temperature=0.0))
-  bare = go(samples=spec.samples, sampling=spec.sampling, thought='none')
-  return {
-    **sampled.figures,
+  figures = sampled.figures | {
     'samples': sampled.samples,
     'correct': sampled.correct,
     'problems': len(examples),
-    'greedy_accuracy': greedy.correct / greedy.samples,
-    'greedy_samples': greedy.samples,
-    'no_thought_accuracy': bare.correct / bare.samples,
-    'no_thought_length': bare.figures['length'],
     'temperature': spec.sampling.temperature,
     'shown': sampled.shown,
   }
+  if 'greedy' in spec.passes:
+    greedy = go(samples=1, sampling=Sampling(temperature=0.0))
+    figures['greedy_accuracy'] = greedy.correct / greedy.samples
+    figures['greedy_samples'] = greedy.samples
+  if 'thoughtless' in spec.passes:
+    bare = go(samples=spec.samples, sampling=spec.sampling, thought='none')
+    figures['no_thought_accuracy'] = bare.correct / bare.samples
+    figures['no_thought_length'] = bare.figures['length']
+  return figures

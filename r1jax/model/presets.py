@@ -1,6 +1,11 @@
-"""Named models. `tiny_*` train on two CPU cores; `deepseek_v3` is the one of arXiv 2412.19437."""
+"""Named models: `tiny_*` train on two CPU cores, the others are public ones.
 
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Rope, Yarn
+R1 and its students: `deepseek_v3` (arXiv 2412.19437), `qwen_1b5` … `qwen_32b`, `llama_8b`,
+`llama_70b` (2501.12948), `deepseek_v2_lite` (2405.04434), `smollm2_135m`. Each equals what
+r1jax.bin.convert makes of its config.json, initial spread apart.
+"""
+
+from r1jax.model.config import GQA, MLA, Dense, Layer, Llama3, ModelConfig, MoE, Rope, Yarn
 
 TINY_VOCAB = 265  # bytes and special tokens (tokenizers/byte.py)
 
@@ -49,3 +54,88 @@ def deepseek_v3() -> ModelConfig:
     mtp=(Layer(mla, moe),),
     dtype='bfloat16',
   )
+
+
+def deepseek_v2_lite() -> ModelConfig:
+  """16B parameters, 2.4B active: 27 layers (1 dense), 64 experts top-6 without groups."""
+  yarn = Yarn(mscale=0.707)
+  mla = MLA(16, nope=128, rope=64, value=128, kv_latent=512, rotary=Rope(scaling=yarn))
+  moe = MoE(1408, experts=64, active=6, shared=2, score='softmax', group_score='best', gates='raw')
+  return ModelConfig(
+    vocab=102_400,
+    embed=2048,
+    layers=(Layer(mla, Dense(10_944)),) + (Layer(mla, moe),) * 26,
+    dtype='bfloat16',
+  )
+
+
+def smollm2_135m() -> ModelConfig:
+  """SmolLM2-135M: Llama's layers, 30 of width 576."""
+  attention = GQA(9, 3, 64, rotary=Rope(100_000.0, False), eps=1e-5)
+  return dense(49_152, 576, 30, attention, 1536, eps=1e-5, tied=True, dtype='float32')
+
+
+def qwen_1b5() -> ModelConfig:
+  """R1-Distill-Qwen-1.5B."""
+  return qwen(151_936, 1536, 28, heads=12, kv_heads=2, ffw=8960, theta=10_000.0)
+
+
+def qwen_7b() -> ModelConfig:
+  """R1-Distill-Qwen-7B."""
+  return qwen(152_064, 3584, 28, heads=28, kv_heads=4, ffw=18_944, theta=10_000.0)
+
+
+def qwen_14b() -> ModelConfig:
+  """R1-Distill-Qwen-14B."""
+  return qwen(152_064, 5120, 48, heads=40, kv_heads=8, ffw=13_824, eps=1e-5)
+
+
+def qwen_32b() -> ModelConfig:
+  """R1-Distill-Qwen-32B."""
+  return qwen(152_064, 5120, 64, heads=40, kv_heads=8, ffw=27_648, eps=1e-5)
+
+
+def llama_8b() -> ModelConfig:
+  """R1-Distill-Llama-8B: Llama 3.1."""
+  return llama(4096, 32, heads=32, ffw=14_336)
+
+
+def llama_70b() -> ModelConfig:
+  """R1-Distill-Llama-70B: Llama 3.3."""
+  return llama(8192, 80, heads=64, ffw=28_672)
+
+
+def qwen(
+  vocab: int,
+  embed: int,
+  layers: int,
+  heads: int,
+  kv_heads: int,
+  ffw: int,
+  theta: float = 1e6,
+  eps: float = 1e-6,
+) -> ModelConfig:
+  """Qwen 2.5: heads of 128, biases on q, k and v."""
+  attention = GQA(heads, kv_heads, 128, bias=True, rotary=Rope(theta, False), eps=eps)
+  return dense(vocab, embed, layers, attention, ffw, eps)
+
+
+def llama(embed: int, layers: int, heads: int, ffw: int) -> ModelConfig:
+  """Llama 3.1: heads of 128, eight of keys and values."""
+  attention = GQA(heads, 8, 128, rotary=Rope(500_000.0, False, Llama3()), eps=1e-5)
+  return dense(128_256, embed, layers, attention, ffw, eps=1e-5)
+
+
+def dense(
+  vocab: int,
+  embed: int,
+  layers: int,
+  attention: GQA,
+  ffw: int,
+  eps: float,
+  tied: bool = False,
+  dtype: str = 'bfloat16',
+) -> ModelConfig:
+  """Equal layers of attention and SwiGLU."""
+  stack = (Layer(attention, Dense(ffw, std=0.02), eps),) * layers
+  return ModelConfig(vocab, embed, stack, tied=tied, eps=eps, std=0.02, dtype=dtype)

@@ -4,13 +4,19 @@ R1's rule reward is accuracy + format of equal weight; its language reward is ad
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 from r1jax.core.errors import UserError, no_such
-from r1jax.core.text import spans
+from r1jax.core.text import THINK_CLOSE, THINK_OPEN, Spans, spans
 from r1jax.rewards import language
 from r1jax.rewards.outcome import Grade, Outcome
+
+# How a completion gives its answer: between R1's tags, or as the last number behind the thought,
+# for models that were never taught the tags.
+Form = Literal['tagged', 'last_number']
+_NUMBER = re.compile(r'(?<![\w.)])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +45,25 @@ def compose(weights: Mapping[str, float], parts: Mapping[str, float]) -> float:
   return float(sum(w * parts[name] for name, w in weights.items()))
 
 
+def last_number(completion: str) -> Spans:
+  """The last number behind the thought, if there is one; well formed where there is a number."""
+  before, closed, after = completion.rpartition(THINK_CLOSE)
+  found = _NUMBER.findall(after)
+  answer = found[-1].replace(',', '').replace('−', '-') if found else None
+  return Spans(before.removeprefix(THINK_OPEN) if closed else None, answer, answer is not None)
+
+
 def judge(
-  completion: str, weights: RewardWeights, check: Callable[[str], tuple[Outcome, float]]
+  completion: str,
+  weights: RewardWeights,
+  check: Callable[[str], tuple[Outcome, float]],
+  form: Form = 'tagged',
 ) -> Grade:
   """Grades a completion; `check` gives outcome and accuracy of an answer.
 
-  The answer is read from well-formed completions only; any other is UNPARSEABLE, accuracy 0.
+  The answer is read from completions of the form only; any other is UNPARSEABLE, accuracy 0.
   """
-  span = spans(completion)
+  span = spans(completion) if form == 'tagged' else last_number(completion)
   outcome, accuracy = Outcome.UNPARSEABLE, 0.0
   if span.well_formed and span.answer is not None and span.answer.strip():
     outcome, accuracy = check(span.answer.strip())

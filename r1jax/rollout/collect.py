@@ -21,7 +21,6 @@ from r1jax.engine.generate import Samples
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.sharding import processes
 from r1jax.tasks.task import Example, Grade, Outcome
-from r1jax.tokenizers.chat import render_prompt
 from r1jax.tokenizers.tokenizer import Tokenizer
 
 Grader = Callable[[Sequence[tuple[Example, str]]], list[Grade]]
@@ -49,7 +48,7 @@ def prompt_rows(
   tok: Tokenizer, examples: Sequence[Example], width: int, prefix: Sequence[int] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
   """Right-padded prompts and their lengths; `prefix` is forced behind each prompt."""
-  rows = [[*render_prompt(tok, e.question), *prefix] for e in examples]
+  rows = [[*tok.prompt(e.question, e.system), *prefix] for e in examples]
   longest = max(map(len, rows))
   if longest > width:
     example = examples[[len(r) for r in rows].index(longest)]
@@ -89,14 +88,16 @@ def sample(
 
 
 def texts(tok: Tokenizer, samples: Samples, prefix: Sequence[int] = ()) -> list[str]:
-  """Completions as text, a forced prefix in front; what lies behind a row's length is not read.
+  """Completions as text; in front what the prompt opened of them, and a forced prefix.
 
-  Ids that only the model has (a vocabulary padded for sharding) read as U+FFFD.
+  What lies behind a row's length is not read. Ids that only the model has (a vocabulary padded for
+  sharding) read as U+FFFD.
   """
   tokens_BT, length_B = np.asarray(samples.tokens_BT), np.asarray(samples.length_B)
   unknown = tok.encode('\N{REPLACEMENT CHARACTER}')
   known = lambda ids: (j for i in ids for j in ([i] if i < tok.vocab else unknown))
-  return [tok.decode([*prefix, *known(row[:n].tolist())]) for row, n in zip(tokens_BT, length_B)]
+  rows = ([*prefix, *known(row[:n].tolist())] for row, n in zip(tokens_BT, length_B))
+  return [tok.opened + tok.decode(ids) for ids in rows]
 
 
 def telemetry(samples: Samples, texts: Sequence[str], grades: Sequence[Grade]) -> dict[str, float]:

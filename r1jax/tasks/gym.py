@@ -38,12 +38,16 @@ class Gym:
   """Dataset and its options by name, `(('min_terms', 3), …)`.
 
   style 'plain' asks the dataset's own question, 'bare' its expression alone ('4 + 3 - 2').
+  form: where a completion has its answer, between R1's tags or as its last number.
+  system: a message before each question, for models whose chat template has room for one.
   terse: the share of worked solutions that take all steps at once (`solutions.py`).
   """
 
   dataset: str = 'chain_sum'
   options: tuple[tuple[str, int | float | str | bool], ...] = ()
   style: Literal['plain', 'bare'] = 'plain'
+  form: compose.Form = 'tagged'
+  system: str | None = None
   threshold: float = 0.99
   seed: int = 0
   terse: float = 0.0
@@ -71,7 +75,8 @@ class GymTask:
   def grade(self, example: Example, completion: str) -> Grade:
     """Scores the answer of a completion with the dataset's scorer."""
     entry = example.meta['entry']
-    return compose.judge(completion, self._spec.weights, lambda answer: self._check(answer, entry))
+    check = lambda answer: self._check(answer, entry)
+    return compose.judge(completion, self._spec.weights, check, self._spec.form)
 
   def _check(self, answer: str, entry: dict[str, Any]) -> tuple[Outcome, float]:
     try:
@@ -119,6 +124,7 @@ class GymTask:
       question=entry['metadata']['expression'] if bare else entry['question'],
       answer=entry['answer'],
       solution=worked(entry, self._spec.terse) if worked else None,
+      system=self._spec.system,
       meta={'entry': entry},
     )
 

@@ -18,9 +18,10 @@ from r1jax.tasks.task import Example, Grade, Split
 
 @dataclasses.dataclass(frozen=True)
 class Maths:
-  """Path of a JSONL file of problems, and the reward's weights."""
+  """Path of a JSONL file of problems, where completions have their answer, and the weights."""
 
   path: str
+  form: compose.Form = 'tagged'
   weights: compose.RewardWeights = dataclasses.field(default_factory=compose.RewardWeights)
 
 
@@ -29,7 +30,7 @@ class MathsTask:
 
   def __init__(self, spec: Maths):
     self._rows = _read(spec.path)
-    self._weights = spec.weights
+    self._weights, self._form = spec.weights, spec.form
     self.name = pathlib.Path(spec.path).stem
     self._splits = Splits(lambda i: self._rows[i]['problem'], size=len(self._rows))
 
@@ -44,7 +45,7 @@ class MathsTask:
       outcome = maths.verify(example.answer or '', answer)
       return outcome, float(outcome is Outcome.CORRECT)
 
-    return compose.judge(completion, self._weights, check)
+    return compose.judge(completion, self._weights, check, self._form)
 
   def _example(self, index: int, split: Split) -> Example:
     row = self._rows[index]

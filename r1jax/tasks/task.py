@@ -21,12 +21,14 @@ class Example:
   """One problem. `answer` is None where a task has a grader but no single gold.
 
   `solution` is a worked thought, without tags; only examples of the split 'sft' may carry one.
+  `system` is a message before the question, where a chat template has room for one.
   """
 
   id: str
   question: str
   answer: str | None = None
   solution: str | None = None
+  system: str | None = None
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -1,1 +1,1 @@
-"""Text to token ids and back: bytes, any Hugging Face tokenizer.json, chat template."""
+"""Text to token ids and back: bytes, tokenizer.json, public models' files; chat templates."""

@@ -7,7 +7,7 @@ would otherwise outweigh everything else.
 from collections.abc import Iterable
 
 from r1jax.core.errors import UserError
-from r1jax.tokenizers.tokenizer import BOS, EOS, MARKERS, PAD, trim
+from r1jax.tokenizers.tokenizer import BOS, EOS, MARKERS, PAD, known, marked_prompt
 
 _ID = {marker: 256 + i for i, marker in enumerate(MARKERS)}
 _BYTES = [bytes([i]) for i in range(256)] + [marker.encode() for marker in MARKERS]
@@ -19,6 +19,7 @@ class ByteTokenizer:
   vocab = len(_BYTES)
   pad, bos, eos = _ID[PAD], _ID[BOS], _ID[EOS]
   stops = (eos,)
+  opened = ''
 
   def encode(self, text: str) -> list[int]:
     """The bytes of `text`; a lone surrogate, which UTF-8 cannot hold, becomes '?'."""
@@ -30,15 +31,11 @@ class ByteTokenizer:
       raise UserError(f'unknown marker {marker!r}; the template has {", ".join(_ID)}')
     return [_ID[marker]]
 
+  def prompt(self, question: str, system: str | None = None) -> list[int]:
+    """Ids of a question between its markers."""
+    return marked_prompt(self, question, system)
+
   def decode(self, ids: Iterable[int]) -> str:
     """Text of any ids; bytes that are not UTF-8 become U+FFFD, markers their own text."""
-    return b''.join(_BYTES[i] for i in self._known(ids)).decode('utf-8', errors='replace')
-
-  def _known(self, ids: Iterable[int]) -> list[int]:
-    kept = trim(ids, (self.eos, self.pad))
-    for i in kept:
-      if not 0 <= i < self.vocab:
-        raise UserError(
-          f'token {i} is not in [0, {self.vocab}); were the ids made by this tokenizer?'
-        )
-    return kept
+    kept = known(ids, (self.eos, self.pad), self.vocab)
+    return b''.join(_BYTES[i] for i in kept).decode('utf-8', errors='replace')

@@ -10,15 +10,27 @@ stand for something else (runs of blanks in some vocabularies) keep their meanin
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from r1jax.core.errors import UserError
-from r1jax.tokenizers.tokenizer import ASSISTANT, BOS, EOS, MARKERS, PAD, TAGS, USER, trim
+from r1jax.tokenizers.tokenizer import (
+  ASSISTANT,
+  BOS,
+  EOS,
+  MARKERS,
+  PAD,
+  TAGS,
+  USER,
+  known,
+  marked_prompt,
+)
 
 
 class HfTokenizer:
   """A `Tokenizer` over a tokenizer.json. `bos=''`: none. `pad=''`: the same token as eos."""
+
+  opened = ''
 
   def __init__(
     self,
@@ -30,8 +42,9 @@ class HfTokenizer:
     assistant: str = ASSISTANT,
     stops: tuple[str, ...] = (),
   ):
-    text = _read(path)
-    template, added = _load(path, text)
+    text = read(path)
+    template, tokens = load(path, text)
+    added = {i: t.content for i, t in tokens.items()}
     self._check_single(path, template, added, bos=bos, eos=eos, pad=pad, stops=stops)
     self._texts = dict(zip(TAGS, TAGS)) | {
       PAD: pad or eos,
@@ -49,8 +62,8 @@ class HfTokenizer:
     # Not the vocabulary's size: ids may have gaps.
     self.vocab = 1 + max(template.get_vocab(with_added_tokens=True).values())
     reserved = {i for ids in self._ids.values() for i in ids if i in added} | set(self.stops)
-    self._plain = _without(text, reserved)
-    self._check_safe(path, reserved)
+    self._plain = plain(text, reserved)
+    check_safe(path, self._plain, {template.id_to_token(i): i for i in reserved})
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text, no marker among them."""
@@ -62,14 +75,13 @@ class HfTokenizer:
       raise UserError(f'unknown marker {marker!r}; the template has {", ".join(MARKERS)}')
     return list(self._ids[marker])
 
+  def prompt(self, question: str, system: str | None = None) -> list[int]:
+    """Ids of a question between its markers."""
+    return marked_prompt(self, question, system)
+
   def decode(self, ids: Iterable[int]) -> str:
     """Text of any ids, markers included."""
-    kept = trim(ids, (*self.stops, self.pad))
-    for i in kept:
-      if not 0 <= i < self.vocab:
-        raise UserError(
-          f'token {i} is not in [0, {self.vocab}); were the ids made by this tokenizer?'
-        )
+    kept = known(ids, (*self.stops, self.pad), self.vocab)
     return self._template.decode(kept, skip_special_tokens=False)
 
   @staticmethod
@@ -87,18 +99,8 @@ class HfTokenizer:
         f'{", ".join(map(repr, added.values())) or "none"}. Give the texts it uses.'
       )
 
-  def _check_safe(self, path, reserved: set[int]) -> None:
-    """Some models of text reach a marker's id without the added token: refuse those."""
-    texts = {i: self._template.id_to_token(i) for i in reserved}
-    bad = [t for i, t in texts.items() if i in self.encode(t)]
-    if bad:
-      raise UserError(
-        f'{path}: plain text can produce {", ".join(map(repr, bad))}, so a question could '
-        'forge the template. Choose markers that are added tokens and not words of the vocabulary.'
-      )
 
-
-def _read(path: str | os.PathLike[str]) -> str:
+def read(path: str | os.PathLike[str]) -> str:
   """The file's text, or an error that says what to give."""
   try:
     with open(path, encoding='utf-8') as f:
@@ -107,24 +109,34 @@ def _read(path: str | os.PathLike[str]) -> str:
     raise UserError(f'cannot read {path} ({e}); expected the path of a tokenizer.json') from e
 
 
-def _load(path: str | os.PathLike[str], text: str) -> tuple[Any, dict[int, str]]:
-  """The tokenizer and its added tokens by id."""
+def load(path: str | os.PathLike[str], text: str) -> tuple[Any, dict[int, Any]]:
+  """The `tokenizers.Tokenizer` of a file's text, and its added tokens by id."""
   import tokenizers  # the compiled library loads only where it is used
 
   try:
-    template = tokenizers.Tokenizer.from_str(text)
+    file = tokenizers.Tokenizer.from_str(text)
   except Exception as e:  # the library raises bare Exception
     raise UserError(f'{path} is not a tokenizer.json that `tokenizers` can read: {e}') from e
-  return template, {i: t.content for i, t in template.get_added_tokens_decoder().items()}
+  return file, file.get_added_tokens_decoder()
 
 
-def _without(text: str, reserved: set[int]) -> Any:
+def plain(text: str, reserved: set[int]) -> Any:
   """The same tokenizer, which reads reserved tokens as the characters they are spelled with."""
   import tokenizers
 
   spec = json.loads(text)
   for token in spec['added_tokens']:
     token['special'] = token['id'] in reserved
-  plain = tokenizers.Tokenizer.from_str(json.dumps(spec))
-  plain.encode_special_tokens = True
-  return plain
+  made = tokenizers.Tokenizer.from_str(json.dumps(spec))
+  made.encode_special_tokens = True
+  return made
+
+
+def check_safe(path: str | os.PathLike[str], plain: Any, reserved: Mapping[str, int]) -> None:
+  """Some models of text reach a marker's id without the added token: refuse those."""
+  bad = [t for t, i in reserved.items() if i in plain.encode(t, add_special_tokens=False).ids]
+  if bad:
+    raise UserError(
+      f'{path}: plain text can produce {", ".join(map(repr, bad))}, so a question could '
+      'forge the template. Choose markers that are added tokens and not words of the vocabulary.'
+    )

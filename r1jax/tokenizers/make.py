@@ -5,6 +5,7 @@ import dataclasses
 from r1jax.core.errors import UserError
 from r1jax.tokenizers.byte import ByteTokenizer
 from r1jax.tokenizers.hf import HfTokenizer
+from r1jax.tokenizers.public import PublicTokenizer
 from r1jax.tokenizers.tokenizer import ASSISTANT, USER, Tokenizer
 
 
@@ -26,7 +27,14 @@ class HuggingFace:
   stops: tuple[str, ...] = ()
 
 
-TokenizerSpec = Byte | HuggingFace
+@dataclasses.dataclass(frozen=True)
+class Public:
+  """A folder with a public model's tokenizer.json, tokenizer_config.json and chat template."""
+
+  path: str
+
+
+TokenizerSpec = Byte | HuggingFace | Public
 
 
 def make(spec: TokenizerSpec) -> Tokenizer:
@@ -36,7 +44,10 @@ def make(spec: TokenizerSpec) -> Tokenizer:
       return ByteTokenizer()
     case HuggingFace(path, bos, eos, pad, user, assistant, stops):
       return HfTokenizer(path, bos, eos, pad, user, assistant, stops)
+    case Public(path):
+      return PublicTokenizer(path)
     case _:
       raise UserError(
-        f'tokenizer is {spec!r}; expected Byte() or HuggingFace(path=…, bos=…, eos=…)'
+        f'tokenizer is {spec!r}; expected Byte(), HuggingFace(path=…, bos=…, eos=…) or '
+        'Public(path=…)'
       )

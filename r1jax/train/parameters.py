@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1jax.checkpoint import leaves
 from r1jax.checkpoint.store import Store
 from r1jax.core import tree
 from r1jax.model.config import ModelConfig
@@ -35,7 +36,8 @@ def stored(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | 
   boxed = place.abstract(Transformer(cfg), dummy_inputs(cfg))
 
   def typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    dtype = held.get(f'params/{path}', str(leaf.dtype)).partition('[')[0]
+    found = held.get(f'params/{path}')
+    dtype = leaves.parse(found).dtype if found else leaf.dtype
     return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
 
   wanted = tree.map_named(typed, place.templates(mesh, boxed))

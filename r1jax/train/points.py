@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from r1jax.checkpoint import leaves
 from r1jax.checkpoint.store import Damaged, Store
 from r1jax.core import config, tree
 from r1jax.data import stream
@@ -114,8 +115,8 @@ def pending_template(
   )
 
   def shaped(path: str, axis: int) -> jax.ShapeDtypeStruct:
-    dtype, _, shape = held[f'pending/{path}'].rstrip(']').partition('[')
+    found = leaves.parse(held[f'pending/{path}'])
     where = None if mesh is None else place.row_sharding(mesh, axis)
-    return jax.ShapeDtypeStruct(json.loads(f'[{shape}]'), dtype, sharding=where)
+    return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=where)
 
   return tree.map_named(shaped, rl.batch_axis(batch))

@@ -108,6 +108,39 @@ class Progress:
     self.close()
 
 
+class Megabytes:
+  """Progress in MB of what is called `what`, with the rate; a new name begins a new line.
+
+  stream: None tells nothing.
+  """
+
+  def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic):
+    self._stream, self._clock, self._line = stream, clock, None
+
+  def __call__(self, told: tuple[str, int, int]) -> None:
+    """Takes (what, bytes done, bytes in all); the first one of a name tells where it begins."""
+    what, done, total = told
+    if self._stream is None:
+      return
+    if self._line is None or self._line.stage != what:
+      self.close()
+      self._line = Progress(what, total // 10**6, self._stream, self._clock, done // 10**6)
+      self._first, self._began = done, self._clock()
+    seconds = max(self._clock() - self._began, 1e-9)
+    self._line.update(done // 10**6, mb_per_s=(done - self._first) / seconds / 1e6)
+
+  def close(self) -> None:
+    """Ends the line."""
+    if self._line is not None:
+      self._line.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
 def line(stage: str, step: int, total: int, eta: float | None, values: Mapping[str, float]) -> str:
   """'grpo  37/90  41%  eta 1m22s  8.1k tok/s  reward 0.62'."""
   percent = 100 * step // total if total else 100

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from r1jax.core.errors import UserError
 from r1jax.engine import buckets
 from r1jax.engine.engine import Engine
 from r1jax.eval import evaluate as evaluation
+from r1jax.eval import harness as lm_eval
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rewards.pool import Pool
 from r1jax.rollout import collect
@@ -26,9 +28,10 @@ from r1jax.tokenizers.tokenizer import Tokenizer
 from r1jax.train import parameters
 from r1jax.train.experiment import Experiment
 from r1jax.train.progress import Progress
+from r1jax.train.run import PUBLIC
 
-PUBLIC = 'public'  # of a workdir: the files that were published beside the weights
 CONVERTED = 'converted'
+CONTEXT = 2048  # tokens, for lm_eval, of a model whose config.json does not lie beside it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,26 @@ def evaluate(model: Restored) -> dict[str, Any]:
   return {'name': f'step {model.step}', 'stage': model.stage, 'step': model.step, **figures}
 
 
+def harness(
+  model: Restored,
+  tasks: Sequence[str],
+  folder: str | None = None,
+  *,
+  limit: int | None = None,
+  shots: int | None = None,
+  chat: bool = False,
+) -> dict[str, dict[str, float]]:
+  """Figures of lm_eval's tasks (eval/harness.py); the context is the one that was published."""
+  config = epath.Path(getattr(model.exp.tokenizer, 'path', '')) / 'config.json'
+  said = json.loads(config.read_text()) if config.exists() else {}
+  progress = Progress('lm_eval', 0)
+  lm = lm_eval.language_model(
+    model.params, model.exp.model, model.tok, model.engine,
+    context=said.get('max_position_embeddings', CONTEXT), announce=progress.compiling,
+  )  # fmt: skip
+  return lm_eval.run(lm, tasks, folder, limit=limit, shots=shots, chat=chat)
+
+
 def generate(
   model: Restored,
   prompts: Sequence[str],
@@ -101,13 +124,14 @@ def generate(
   sampling: Sampling,
   limit: int,
   seed: int,
+  system: str | None = None,
 ) -> list[list[str]]:
   """`samples` completions of each prompt, through the chat template.
 
   Widths are rounded up to buckets, so that not every prompt compiles a program of its own.
   """
-  examples = [Example(id=f'prompt {i}', question=p) for i, p in enumerate(prompts)]
-  width = buckets.bucket(max(len(model.tok.prompt(p)) for p in prompts))
+  examples = [Example(f'prompt {i}', question=p, system=system) for i, p in enumerate(prompts)]
+  width = buckets.bucket(max(len(model.tok.prompt(p, system)) for p in prompts))
   _, _, made = collect.sample(
     model.engine, model.params, model.tok, examples,
     group=samples, key=jax.random.key(seed), first=0, sampling=sampling,

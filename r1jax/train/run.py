@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -28,6 +29,7 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import processes
 from r1jax.tasks.make import make as make_task
 from r1jax.tasks.task import Task
+from r1jax.tokenizers.make import Public
 from r1jax.tokenizers.make import make as make_tokenizer
 from r1jax.tokenizers.tokenizer import Tokenizer
 from r1jax.train import checks, points, provenance, supervised
@@ -39,6 +41,7 @@ from r1jax.train.stop import Stop
 from r1jax.train.telemetry import Mute, Timers, Writer
 
 EVALUATIONS = 'evaluations.json'
+PUBLIC = 'public'  # of a workdir: the files that were published beside the weights
 
 
 @dataclasses.dataclass
@@ -136,10 +139,18 @@ def open_run(
 
     def begin() -> None:
       provenance.write(workdir, config.to_json(exp), run.record)
+      keep_tokenizer(exp, workdir)
       run.writer = stack.enter_context(Writer(workdir))
 
     processes.together(lambda: processes.leader() and begin())
     yield run
+
+
+def keep_tokenizer(exp: Experiment, workdir: pathlib.Path) -> None:
+  """A public tokenizer's files into the workdir, which is then whole wherever it goes."""
+  target = workdir / PUBLIC
+  if isinstance(exp.tokenizer, Public) and not target.exists():
+    shutil.copytree(exp.tokenizer.path, target)
 
 
 def build(

@@ -1,5 +1,7 @@
 """The checksum: its definition, its independence of the mesh, what it finds."""
 
+import itertools
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,22 @@ def test_eight_bytes_are_two_words():
   with jax.enable_x64(True):
     x = jnp.asarray([1 / 3, -2.5, 1e300], jnp.float64)
     assert fetched(x) == [oracle(np.asarray(x))]
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_parts_add_up_to_the_whole(dtype):
+  x = values(dtype, (3, 7, 483)).reshape(-1)
+  ends = [0, 1, 4097, x.size]  # no block, one, one and a rest
+  parts = [checksum.part(x[a:b], a) for a, b in itertools.pairwise(ends)]
+  assert sum(parts) % 2**32 == fetched(x.reshape(3, 7, 483))[0]
+
+
+def test_parts_of_eight_bytes_and_beyond_32_bits():
+  with jax.enable_x64(True):
+    x = jnp.arange(5000, dtype=jnp.int64) << 40
+    parts = checksum.part(x[:4500], 0) + checksum.part(x[4500:], 4500)
+    assert parts % 2**32 == fetched(x)[0]
+    assert checksum.part(x, 2**31 + 7) == checksum.part(x, 7)  # positions count mod 2^32 words
 
 
 @pytest.mark.parametrize('kind', ['Auto', 'Explicit'])

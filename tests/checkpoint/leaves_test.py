@@ -55,3 +55,9 @@ def test_places():
   got = leaves.places({'a': shape, 'b': jax.ShapeDtypeStruct((), 'bool')})
   assert got['a'].sharding == sharding and got['a'].global_shape == (2,)
   assert got['b'].sharding.device_set == {jax.devices()[0]} and got['b'].dtype == bool
+
+
+def test_parse_is_the_way_back_from_describe():
+  held = {'a': jnp.zeros((2, 3), jnp.bfloat16), 'b': jnp.zeros((), jnp.int32)}
+  for name, said in leaves.describe(held).items():
+    assert leaves.parse(said) == jax.ShapeDtypeStruct(held[name].shape, held[name].dtype)

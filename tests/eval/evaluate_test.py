@@ -1,5 +1,7 @@
 """Accuracies of a stub engine that is right whenever it may think, half of the time else."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,14 @@ def test_evaluate_measures_sampled_greedy_and_thoughtless_accuracy():
   said = '<think>wait</think><answer>0</answer>'
   assert figures['shown'][0] == {'question': '0', 'completion': said, 'outcome': 'correct'}
   assert [shape for shape, *_ in engine.calls] == [(8, 8), (8, 8), (4, 8), (4, 8), (8, 8), (8, 8)]
+
+
+def test_passes_are_run_where_they_are_asked_for():
+  engine = Engine()
+  spec = dataclasses.replace(SPEC, passes=())
+  figures = evaluate.evaluate(engine, None, TOK, Digits(), grade, spec)
+  assert not {'greedy_accuracy', 'no_thought_accuracy'} & figures.keys()
+  assert [shape for shape, *_ in engine.calls] == [(8, 8), (8, 8)]
 
 
 def test_the_keys_do_not_depend_on_the_batch():

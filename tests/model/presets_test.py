@@ -48,3 +48,21 @@ def test_tiny_models(cfg, millions):
 
 def test_tiny_r1_takes_its_depth():
   assert [type(layer.mlp) for layer in presets.tiny_r1(3).layers] == [Dense, MoE, MoE]
+
+
+@pytest.mark.parametrize(
+  'make, billions',
+  [
+    (presets.smollm2_135m, 0.1345),
+    (presets.qwen_1b5, 1.777),
+    (presets.qwen_7b, 7.616),
+    (presets.qwen_14b, 14.77),
+    (presets.qwen_32b, 32.76),
+    (presets.llama_8b, 8.030),
+    (presets.llama_70b, 70.55),
+    (presets.deepseek_v2_lite, 15.71),
+  ],
+)
+def test_public_models_have_their_published_sizes(make, billions):
+  total = sum(sizes(make()).values()) / 1e9
+  assert total == pytest.approx(billions, rel=5e-4)

@@ -3,7 +3,7 @@
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.rewards.compose import RewardWeights, compose, judge
+from r1jax.rewards.compose import RewardWeights, compose, judge, last_number
 from r1jax.rewards.outcome import Grade, Outcome
 
 WEIGHTS = RewardWeights(accuracy=1.0, format=0.5, language=0.25)
@@ -61,3 +61,31 @@ def test_contract_08_check_never_sees_a_malformed_completion():
 def test_language_is_checked_early():
   with pytest.raises(UserError, match="no language 'fr'"):
     RewardWeights(target='fr')
+
+
+@pytest.mark.parametrize(
+  'text, answer',
+  [
+    ('The answer is 12.', '12'),
+    ('5 + 3 - 2 = 6', '6'),
+    ('5+3-2=-6', '-6'),
+    ('so 8-2', '2'),
+    ('it is −7, I think', '-7'),
+    ('1,234,567.5 dollars', '1234567.5'),
+    ('one of 1,2', '2'),
+    ('<think>3</think>\n\nIt is **4**', '4'),
+    ('<think>3', '3'),
+    ('x2 has none', None),
+    ('none at all', None),
+    ('<think>5</think> none behind the thought', None),
+  ],
+)
+def test_last_number(text, answer):
+  assert last_number(text).answer == answer
+  assert last_number(text).well_formed == (answer is not None)
+
+
+def test_contract_08_without_a_number_nothing_is_checked():
+  grade = judge('I do not know', WEIGHTS, says, 'last_number')
+  assert (grade.outcome, grade.parts['accuracy']) == (Outcome.UNPARSEABLE, 0.0)
+  assert judge('It is 7', WEIGHTS, says, 'last_number').outcome is says('7')[0]

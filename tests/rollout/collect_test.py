@@ -74,6 +74,13 @@ def test_texts_end_at_the_length_and_unknown_ids_are_no_crash():
   assert collect.texts(TOK, made, prefix=[88]) == ['Xhi', 'Xab', 'XA\N{REPLACEMENT CHARACTER}B']
 
 
+def test_texts_begin_with_what_the_prompt_opened():
+  class Opened(ByteTokenizer):
+    opened = '<think>\n'
+
+  assert collect.texts(Opened(), samples([[*b'hi']]), prefix=[88]) == ['<think>\nXhi']
+
+
 def test_telemetry_figures():
   texts = [
     '<think>wait, hmm: 3</think><answer>3</answer>',

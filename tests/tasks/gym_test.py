@@ -170,3 +170,11 @@ def test_datasets_that_depend_on_the_hash_seed_need_a_fixed_one(monkeypatch):
     GymTask(Gym('ransom_note'))
   monkeypatch.setenv('PYTHONHASHSEED', '0')
   assert len(GymTask(Gym('ransom_note')).examples('rl', 0, 3)) == 3
+
+
+def test_untaught_models_are_read_by_their_last_number():
+  task = GymTask(Gym('chain_sum', form='last_number'))
+  e = task.examples('eval', 0, 1)[0]
+  assert task.grade(e, f'Adding up, the answer is {e.answer}.').outcome is Outcome.CORRECT
+  assert task.grade(e, f'{e.answer} and then 99999').outcome is Outcome.WRONG
+  assert task.grade(e, 'no idea').outcome is Outcome.UNPARSEABLE

@@ -21,8 +21,16 @@ class SameEndAndPadding(ByteTokenizer):
 
 
 def test_prompt_and_solution_token_by_token():
-  assert chat.render_prompt(TOK, 'Q') == [257, 259, 81, 260]
+  assert TOK.prompt('Q') == [257, 259, 81, 260]
+  assert TOK.prompt('Q', system='S') == [257, 259, 83, 10, 10, 81, 260]
   assert chat.render_solution(TOK, 'T', 'A') == [261, 84, 262, 263, 65, 264, 258]
+
+
+def test_a_thought_that_the_prompt_opens_is_not_opened_again():
+  class Opened(ByteTokenizer):
+    opened = '<think>'
+
+  assert chat.render_solution(Opened(), 'T', 'A') == [84, 262, 263, 65, 264, 258]
 
 
 def test_render_joins_them_and_masks_the_completion():

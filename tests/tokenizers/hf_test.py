@@ -61,6 +61,13 @@ def test_markers_are_tokens_where_the_file_has_them_and_text_elsewhere(tok):
   assert len(tok.encode('<answer>')) > 1
 
 
+def test_prompts_are_made_of_markers(tok):
+  user, assistant = tok.encode_special('<|user|>'), tok.encode_special('<|assistant|>')
+  assert tok.prompt('12') == [*user, *tok.encode('12'), *assistant]
+  assert tok.prompt('12', system='34') == [*user, *tok.encode('34\n\n12'), *assistant]
+  assert tok.opened == ''
+
+
 def test_text_never_becomes_a_marker(tok):
   reserved = {i for m in MARKERS for i in tok.encode_special(m) if i <= 2}
   reserved |= set(tok.stops) | set(tok.encode_special('<think>') + tok.encode_special('</think>'))

@@ -5,7 +5,8 @@ import tokenizers
 
 from r1jax.core.errors import UserError
 from r1jax.tokenizers.byte import ByteTokenizer
-from r1jax.tokenizers.make import Byte, HuggingFace, make
+from r1jax.tokenizers.make import Byte, HuggingFace, Public, make
+from r1jax.tokenizers.public import PublicTokenizer
 
 
 def test_byte():
@@ -21,6 +22,10 @@ def test_hugging_face(tmp_path):
   assert (tok.encode('a'), tok.eos, tok.pad, tok.bos, tok.vocab) == ([0], 1, 1, None, 2)
 
 
+def test_public(public):
+  assert isinstance(make(Public(str(public('llama3')))), PublicTokenizer)
+
+
 def test_anything_else_is_an_error():
-  with pytest.raises(UserError, match=r'expected Byte\(\) or HuggingFace'):
+  with pytest.raises(UserError, match=r'expected Byte\(\), HuggingFace\(.*\) or Public'):
     make('byte')

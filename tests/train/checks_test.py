@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from r1jax.checkpoint.store import FOLDER, Store
+from r1jax.core import config
 from r1jax.core.errors import UserError
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.sources import Worked

@@ -11,25 +11,25 @@ from r1jax.checkpoint.public import families, rotary
 from r1jax.checkpoint.public.families import Public
 from r1jax.checkpoint.public.options import Options
 from r1jax.core import config
-from r1jax.core.errors import UserError
+from r1jax.core.errors import UserError, no_such
 from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Window
 
 
 def architecture(cfg: ModelConfig) -> str:
   """The public architecture that has these layers."""
-  layer = cfg.layers[-1]
-  match layer.attention, layer.mlp:
+  experts = next((l.mlp for l in cfg.layers if isinstance(l.mlp, MoE)), None)
+  match cfg.layers[0].attention, experts:
     case MLA(), MoE(score='softmax'):
       return 'DeepseekV2ForCausalLM'
     case MLA(), _:
       return 'DeepseekV3ForCausalLM'
     case GQA(qk_norm=True), MoE():
       return 'Qwen3MoeForCausalLM'
-    case GQA(qk_norm=True), _:
+    case GQA(qk_norm=True), None:
       return 'Qwen3ForCausalLM'
-    case GQA(bias=True), _:
+    case GQA(bias=True), None:
       return 'Qwen2ForCausalLM'
-  if any(isinstance(l.attention.pattern, Window) for l in cfg.layers):
+  if any(isinstance(getattr(l.attention, 'pattern', None), Window) for l in cfg.layers):
     return 'MistralForCausalLM'
   return 'LlamaForCausalLM'
 
@@ -37,6 +37,7 @@ def architecture(cfg: ModelConfig) -> str:
 def describe(cfg: ModelConfig, length: int, dtype: str, name: str | None = None) -> dict[str, Any]:
   """config.json of a model; name: the architecture to write it as, when several could hold it."""
   kind = name or architecture(cfg)
+  check(cfg, kind)
   data = common(cfg, length, dtype) | {'architectures': [kind], 'model_type': MODEL_TYPES[kind]}
   data |= latent(cfg, kind) if kind.startswith('Deepseek') else grouped(cfg, kind)
   back = families.parse(Options(dict(data), 'config.json'))
@@ -47,6 +48,19 @@ def describe(cfg: ModelConfig, length: int, dtype: str, name: str | None = None)
       'public architectures hold can be exported'
     )
   return data
+
+
+def check(cfg: ModelConfig, kind: str) -> None:
+  """The architecture is known and has this attention, and experts where it needs them."""
+  if kind not in MODEL_TYPES:
+    raise UserError(no_such('architecture', kind, MODEL_TYPES))
+  family = MLA if kind.startswith('Deepseek') else GQA
+  if not all(isinstance(l.attention, family) for l in cfg.layers):
+    raise UserError(f'{kind} has {family.__name__} in every layer; this model has not')
+  if (family is MLA or kind == 'Qwen3MoeForCausalLM') and not any(
+    isinstance(l.mlp, MoE) for l in cfg.layers
+  ):
+    raise UserError(f'{kind} has experts; a model without any cannot be one')
 
 
 MODEL_TYPES = {
@@ -89,10 +103,7 @@ def common(cfg: ModelConfig, length: int, dtype: str) -> dict[str, Any]:
 def latent(cfg: ModelConfig, kind: str) -> dict[str, Any]:
   """DeepSeek's own keys."""
   a = cfg.layers[0].attention
-  moes = [l.mlp for l in cfg.layers if isinstance(l.mlp, MoE)]
-  if not moes:
-    raise UserError(f'{kind} has experts in its last layers; a model without any cannot be one')
-  m = moes[0]
+  m = next(l.mlp for l in cfg.layers if isinstance(l.mlp, MoE))
   method = 'noaux_tc'
   if kind == 'DeepseekV2ForCausalLM':
     method = 'group_limited_greedy' if m.groups > 1 else 'greedy'
@@ -144,7 +155,7 @@ def grouped(cfg: ModelConfig, kind: str) -> dict[str, Any]:
       'moe_intermediate_size': m.ffw,
       'num_experts': m.experts,
       'num_experts_per_tok': m.active,
-      'norm_topk_prob': True,
+      'norm_topk_prob': m.gates == 'normalized',
       'decoder_sparse_step': 1,
       'mlp_only_layers': [i for i, l in enumerate(cfg.layers) if isinstance(l.mlp, Dense)],
     }

@@ -34,6 +34,13 @@ class Public:
 def parse(options: Options) -> Public:
   """What a config.json describes; anything unknown or unsupported is an error of one line."""
   architecture = choose(options, READERS)
+  try:
+    return _parse(options, architecture)
+  except (ValueError, ZeroDivisionError) as error:  # numbers that do not fit each other
+    raise UserError(f'{options.file}: {error}; fetch it again') from None
+
+
+def _parse(options: Options, architecture: str) -> Public:
   options.must('hidden_act', 'silu')
   options.must('rope_interleave', *((True, False) if 'Deepseek' in architecture else (False,)))
   layers, mtp = READERS[architecture](options)
@@ -55,7 +62,8 @@ def parse(options: Options) -> Public:
 
 def activations(options: Options) -> str:
   """bfloat16 models compute in it; fp16 ones in fp32, whose range and precision hold theirs."""
-  name = options.data.get('dtype', options.data.get('torch_dtype')) or 'float32'
+  name = options.take('torch_dtype', str, 'float32')
+  name = options.take('dtype', str, name)  # its name since transformers 5
   kinds = {'bfloat16': 'bfloat16', 'float16': 'float32', 'float32': 'float32'}
   if name not in kinds:
     raise UserError(f'{options.file}: torch_dtype is {name!r}; r1jax supports {", ".join(kinds)}')
@@ -68,7 +76,8 @@ def fp8(options: Options) -> tuple[int, int] | None:
   if given is None:
     return None
   block = given.get('weight_block_size')
-  if given.get('quant_method') != 'fp8' or not isinstance(block, list) or len(block) != 2:
+  sizes = [type(size) for size in block] if isinstance(block, list) else []
+  if given.get('quant_method') != 'fp8' or sizes != [int, int]:
     raise UserError(
       f'{options.file}: quantization {given.get("quant_method")!r} is not supported; r1jax reads '
       "unquantized weights, DeepSeek's block-scaled fp8 (weight_block_size) and GGUF"
@@ -99,7 +108,6 @@ def deepseek(options: Options, moe: dict[str, Any]) -> tuple[tuple[Layer, ...], 
     experts=options.take('n_routed_experts'),
     active=options.take('num_experts_per_tok'),
     shared=options.take('n_shared_experts', int, 0),
-    scale=options.take('routed_scaling_factor', float, 1.0),
     **moe,
   )
   first = options.take('first_k_dense_replace', int, 0)
@@ -115,9 +123,10 @@ def deepseek_v3(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]
   options.must('scoring_func', 'sigmoid')
   raw = not options.take('norm_topk_prob', bool, True)
   moe = {
-    'groups': options.take('n_group', int, 1),
-    'active_groups': options.take('topk_group', int, 1),
+    'groups': options.take('n_group'),
+    'active_groups': options.take('topk_group'),
     'gates': 'raw' if raw else 'normalized',
+    'scale': options.take('routed_scaling_factor', float),
   }
   return deepseek(options, moe)
 
@@ -129,7 +138,8 @@ def deepseek_v2(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]
   method = options.take('topk_method', str, 'greedy')
   options.must('topk_method', 'greedy', 'group_limited_greedy')
   groups, active = options.take('n_group', int, 1), options.take('topk_group', int, 1)
-  moe = {'score': 'softmax', 'group_score': 'best', 'gates': 'raw'}
+  scale = options.take('routed_scaling_factor', float, 1.0)
+  moe = {'score': 'softmax', 'group_score': 'best', 'gates': 'raw', 'scale': scale}
   if method == 'group_limited_greedy':
     moe |= {'groups': groups, 'active_groups': active}
   return deepseek(options, moe)
@@ -168,14 +178,17 @@ def llama(options: Options) -> tuple[tuple[Layer, ...], tuple]:
 
 def mistral(options: Options) -> tuple[tuple[Layer, ...], tuple]:
   """Mistral: every layer under one window, or none."""
-  window = options.take('sliding_window', int, None)
-  if 'sliding_window' not in options.data:
-    window = 4096  # what transformers takes absence for; null is none
-  return dense(options, grouped(options), [window] * options.take('num_hidden_layers'))
+  return dense(options, grouped(options), [window(options)] * options.take('num_hidden_layers'))
+
+
+def window(options: Options) -> int | None:
+  """Null is none; absence is what transformers takes it for."""
+  return options.take('sliding_window', int, None if 'sliding_window' in options.data else 4096)
 
 
 def qwen2(options: Options) -> tuple[tuple[Layer, ...], tuple]:
   """Qwen 2 and 2.5, the Qwen students of R1: biases on q, k and v."""
+  options.must('use_mrope', False)
   return dense(options, grouped(options, bias=True), qwen_windows(options))
 
 
@@ -188,30 +201,31 @@ def qwen3(options: Options) -> tuple[tuple[Layer, ...], tuple]:
 def qwen_windows(options: Options) -> list[int | None]:
   """The last layers may see a window: layer_types says which, or max_window_layers."""
   count = options.take('num_hidden_layers')
-  window = options.take('sliding_window', int, None)
-  first = options.take('max_window_layers', int, 28)
-  if not options.take('use_sliding_window', bool, False):
-    window = None
-  kinds = ['sliding_attention' if window and i >= first else 'full_attention' for i in range(count)]
+  given, first = window(options), options.take('max_window_layers', int, 28)
+  width = given if options.take('use_sliding_window', bool, False) else None
+  kinds = ['sliding_attention' if width and i >= first else 'full_attention' for i in range(count)]
   kinds = options.take('layer_types', list, kinds)
-  if len(kinds) != count or set(kinds) - {'full_attention', 'sliding_attention'}:
+  if len(kinds) != count or any(k not in ('full_attention', 'sliding_attention') for k in kinds):
     raise UserError(f'{options.file}: layer_types must name {count} full_ or sliding_attention')
-  return [window if kind == 'sliding_attention' else None for kind in kinds]
+  return [width if kind == 'sliding_attention' else None for kind in kinds]
 
 
 def qwen3_moe(options: Options) -> tuple[tuple[Layer, ...], tuple]:
-  """Qwen 3 with experts: softmax scores, normalized gates, no shared expert."""
+  """Qwen 3 with experts: softmax scores, gates normalized as published, no shared expert."""
   options.must('attention_bias', False)
   options.must('decoder_sparse_step', 1)
-  options.must('norm_topk_prob', True)
+  options.must('use_sliding_window', False)
+  normed = options.take('norm_topk_prob', bool, False)
+  count = 'num_local_experts' if 'num_local_experts' in options.data else 'num_experts'
   plain = options.take('mlp_only_layers', list, [])
   layers, _ = dense(options, grouped(options, qk_norm=True), qwen_windows(options))
   experts = MoE(
     ffw=options.take('moe_intermediate_size'),
-    experts=options.take('num_experts', int, options.take('num_local_experts', int, 0)),
+    experts=options.take(count),
     active=options.take('num_experts_per_tok'),
     shared=0,
     score='softmax',
+    gates='normalized' if normed else 'raw',
   )
   return tuple(
     l if i in plain else dataclasses.replace(l, mlp=experts) for i, l in enumerate(layers)

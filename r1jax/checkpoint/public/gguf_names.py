@@ -81,6 +81,8 @@ def parse(gguf: Gguf) -> Public:
     value = data.get(f'{kind}.{key}', default)
     if value is None:
       raise UserError(f'{file}: {kind}.{key} is missing; it is needed to build the model')
+    if not isinstance(value, int | float):
+      raise UserError(f'{file}: {kind}.{key} is {value!r}, expected one number for all layers')
     return value
 
   if data.get(f'{kind}.expert_count'):

@@ -2,7 +2,7 @@
 
 Loading and saving read the same rows; a stacked leaf has one public tensor a layer, or a layer and
 expert ('{e}'). Names are those of the Hugging Face checkpoints of DeepSeek-V2, V3 and R1, Llama,
-Qwen 2, Qwen 3 and Mistral; GGUF's are derived from them (`gguf_name`).
+Qwen 2, Qwen 3 and Mistral; GGUF's are derived from them (gguf_names.py).
 """
 
 import dataclasses

@@ -79,7 +79,7 @@ def load(folder: pathlib.Path) -> Options:
 
 def choose(options: Options, known: Iterable[str]) -> str:
   """The architecture, one of those known."""
-  names = options.data.get('architectures') or ['none given']
-  if names[0] not in known:
-    raise UserError(f'{options.file}: {no_such("architecture", str(names[0]), known)}')
-  return names[0]
+  name = str((options.take('architectures', list, None) or ['none given'])[0])
+  if name not in known:
+    raise UserError(f'{options.file}: {no_such("architecture", name, known)}')
+  return name

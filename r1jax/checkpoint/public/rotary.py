@@ -18,7 +18,8 @@ def read(options: Options, interleaved: bool, latent: bool) -> Rope:
   """The rotary embedding of a config; latent: that of MLA."""
   new = options.take('rope_parameters', dict, {})
   given = dict(options.take('rope_scaling', dict, {}) or new)
-  theta = float(new.get('rope_theta', options.take('rope_theta', float, 10_000.0)))
+  theta = options.take('rope_theta', float, 10_000.0)
+  theta = Options(new, f'{options.file}: rope_parameters').take('rope_theta', float, theta)
   given.pop('rope_theta', None)
   kinds = [given.pop(key, None) for key in ('rope_type', 'type')]
   kind = kinds[0] or kinds[1] or 'default'
@@ -33,7 +34,8 @@ def read(options: Options, interleaved: bool, latent: bool) -> Rope:
     case 'llama3' if not latent:
       scaling = llama3(inner)
     case _:
-      raise UserError(f'{options.file}: rope scaling {kind!r}; r1jax supports yarn and llama3')
+      known = 'yarn' if latent else 'yarn and llama3'
+      raise UserError(f'{options.file}: rope scaling {kind!r} is not supported; r1jax has {known}')
   inner.finish()
   return Rope(theta, interleaved, scaling)
 
@@ -61,8 +63,11 @@ def yarn(given: Options, length: int) -> Yarn:
 def ramp(given: Options, length: int) -> dict[str, Any]:
   """What both have."""
   given.must('truncate', True)
+  factor = given.take('factor', float)
+  if factor <= 1:
+    raise UserError(f'{given.file}: factor is {factor}, expected more than 1; fetch it again')
   return {
-    'factor': given.take('factor', float),
+    'factor': factor,
     'original': given.take('original_max_position_embeddings', int, length),
     'beta_fast': given.take('beta_fast', float, 32.0),
     'beta_slow': given.take('beta_slow', float, 1.0),

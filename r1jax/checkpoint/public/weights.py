@@ -38,10 +38,10 @@ class Weights:
     """A slice of a leaf; missing trailing slices mean all."""
     leaf, want = self._table[path], self.leaves[path]
     index = tuple(index) + (slice(None),) * (len(want.shape) - len(index))
+    shape = [len(range(*s.indices(n))) for s, n in zip(index, want.shape)]
     ranges = [range(*s.indices(n)) for s, n in zip(index, leaf.stack)]
     inner = index[len(leaf.stack) :]
     if leaf.names is None:
-      shape = [len(range(*s.indices(n))) for s, n in zip(index, want.shape)]
       return np.zeros(shape, want.dtype)
 
     def one(at: tuple[int, ...]) -> np.ndarray:
@@ -49,10 +49,11 @@ class Weights:
       return leaf.layout.read(lambda rows: self.tensors.read(name, rows), inner)
 
     if all(len(r) == 1 for r in ranges):  # no second copy of a single tensor
-      found = one(tuple(r[0] for r in ranges))
-      return found.reshape([1] * len(ranges) + [*found.shape]).astype(want.dtype, copy=False)
-    parts = np.stack([one(at).astype(want.dtype, copy=False) for at in itertools.product(*ranges)])
-    return parts.reshape([*map(len, ranges), *parts.shape[1:]])
+      return one(tuple(r[0] for r in ranges)).reshape(shape).astype(want.dtype, copy=False)
+    made = np.empty(shape, want.dtype)
+    for place, at in zip(np.ndindex(*map(len, ranges)), itertools.product(*ranges)):
+      made[place] = one(at)
+    return made
 
   def check_copies(self) -> None:
     """Tensors that must repeat others do; reads both, once."""
@@ -90,8 +91,7 @@ def check(
   missing = [name for name in want if name not in have]
   if missing:
     said = f'tensor {missing[0]} is missing (and {len(missing) - 1} more){where}; '
-    mtp = [n for n in want if is_prediction(n, public)]
-    if mtp and all(n in missing for n in mtp):
+    if missing == [name for name in want if is_prediction(name, public)]:
       raise UserError(
         f'{said}the prediction module is not there at all: set num_nextn_predict_layers to 0 in '
         'config.json if the weights were published without it'
@@ -109,7 +109,7 @@ def check(
         f'tensor {name} in {have[name].file} has shape {list(have[name].shape)}, config.json asks '
         f'for {list(shape)}; check that both are of one model'
       )
-    if have[name].dtype.kind not in 'fV':
+    if have[name].dtype.kind not in 'fV' or have[name].dtype.itemsize < 2:
       raise UserError(
         f'tensor {name} in {have[name].file} holds {have[name].dtype}, a weight must be floating '
         'point; r1jax does not read this quantization'

@@ -10,12 +10,15 @@ that a trainer scores the distribution that was sampled from. The gradient treat
 constant.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.kernels.logprob.truncate import Sampling, truncate
+
+T = TypeVar('T')
 
 
 class LogProbs(NamedTuple):
@@ -23,6 +26,13 @@ class LogProbs(NamedTuple):
 
   logp: jax.Array
   entropy: jax.Array
+
+
+class Likelihoods(NamedTuple):
+  """Of each token; `greedy` says whether it is the most likely one (of equals the first)."""
+
+  logp: jax.Array
+  greedy: jax.Array
 
 
 def logprobs(
@@ -33,6 +43,29 @@ def logprobs(
   chunk: int = 1024,
 ) -> LogProbs:
   """Log-probability of each target under softmax(x W / temperature), truncated as in sampling."""
+  return _chunked(lambda z_CV, y_C: score(z_CV, y_C, sampling), x_BLD, w_DV, targets_BL, chunk)
+
+
+def likelihoods(
+  x_BLD: jax.Array, w_DV: jax.Array, targets_BL: jax.Array, chunk: int = 1024
+) -> Likelihoods:
+  """Log-probability of each target under softmax(x W), and whether greedy decoding takes it."""
+
+  def one(z_CV: jax.Array, y_C: jax.Array) -> Likelihoods:
+    picked_C = jnp.take_along_axis(z_CV, y_C[:, None], axis=-1)[:, 0]
+    return Likelihoods(picked_C - jax.nn.logsumexp(z_CV, -1), jnp.argmax(z_CV, -1) == y_C)
+
+  return _chunked(one, x_BLD, w_DV, targets_BL, chunk)
+
+
+def _chunked(
+  f: Callable[[jax.Array, jax.Array], T],
+  x_BLD: jax.Array,
+  w_DV: jax.Array,
+  targets_BL: jax.Array,
+  chunk: int,
+) -> T:
+  """f(logits_CV, targets_C) of `chunk` tokens at a time; its results have the targets' shape."""
   D = x_BLD.shape[-1]
   tokens = targets_BL.size
   chunk = min(chunk, tokens)
@@ -41,12 +74,12 @@ def logprobs(
   y_nC = jnp.pad(targets_BL.reshape(tokens), (0, pad)).reshape(-1, chunk)
 
   @jax.checkpoint
-  def one(_: None, xy: tuple[jax.Array, jax.Array]) -> tuple[None, LogProbs]:
+  def one(_: None, xy: tuple[jax.Array, jax.Array]) -> tuple[None, T]:
     x_CD, y_C = xy
     logits_CV = jnp.einsum(
       'CD,DV->CV', x_CD, w_DV.astype(x_CD.dtype), preferred_element_type=jnp.float32
     )
-    return None, score(logits_CV, y_C, sampling)
+    return None, f(logits_CV, y_C)
 
   out = jax.lax.scan(one, None, (x_nCD, y_nC))[1]
   return jax.tree.map(lambda a: a.reshape(-1)[:tokens].reshape(targets_BL.shape), out)

@@ -1,0 +1,144 @@
+"""Chunks of arrays into the files that Orbax restores from, a few at a time.
+
+    tree/ocdbt.process_0w1/    chunks that thread 1 of process 0 wrote (TensorStore: zarr in OCDBT)
+    tree/manifest.ocdbt, d/    an index over all of these
+    tree/_METADATA             Orbax's own: names and kinds
+
+Orbax saves arrays that are in memory; here they never are. So TensorStore, through which Orbax
+writes as well, is called for the chunks, and Orbax for everything that is its own: a handler that
+has nothing left to write lets it note the arrays and merge the folders, which is how it merges
+those of several processes. Only the folders' prefix and the arrays' names ('params.embedding') are
+taken on trust, and a restore in the tests holds them.
+
+A thread has a folder of its own and commits about BATCH bytes at a time, while it fills the next
+batch: no thread waits for another's disk, and the chunks of a batch lie in one file. A commit is
+one rename: what a kill cuts short was never there, but for the bytes of a batch that nothing names.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from r1jax.checkpoint.public.chunks import Chunk
+
+BATCH = 128 << 20  # bytes
+CACHE = 64 << 20  # bytes of OCDBT's own nodes
+FOLDER = 'ocdbt.process_{}w{}'
+Arrays = Mapping[str, jax.ShapeDtypeStruct]
+Durable = Callable[[list[tuple[Chunk, int]]], None]
+
+
+class Writer:
+  """One thread's folder. who: (process, thread); durable: hears of each batch that is on disk."""
+
+  def __init__(
+    self,
+    tree: epath.Path,
+    who: tuple[int, int],
+    arrays: Arrays,
+    grids: Mapping[str, Sequence[int]],
+    durable: Durable,
+  ):
+    self._folder = tree / FOLDER.format(*who)
+    self._arrays, self._grids, self._durable = arrays, grids, durable
+    self._context = _context()
+    self._open: dict[str, ts.TensorStore] = {}
+    self._begin()
+    self._flying: tuple[ts.Future, list[tuple[Chunk, int]]] | None = None
+
+  def put(self, chunk: Chunk, x: np.ndarray, part: int) -> None:
+    """Takes a chunk, which must not change any more, and its part of the checksum."""
+    array = self._store(chunk.leaf).with_transaction(self._batch)[chunk.index]
+    array.write(x, can_reference_source_data_indefinitely=True).result()
+    self._parts.append((chunk, part))
+    self._bytes += chunk.nbytes
+    if self._bytes >= BATCH:
+      self._commit()
+
+  def flush(self) -> None:
+    """Returns when all is on the disk."""
+    if self._parts:
+      self._commit()
+    self._land()
+
+  def _begin(self) -> None:
+    self._batch, self._parts, self._bytes = ts.Transaction(), [], 0
+
+  def _commit(self) -> None:
+    self._land()
+    self._flying = self._batch.commit_async(), self._parts
+    self._begin()
+
+  def _land(self) -> None:
+    """Waits for the batch that is under way."""
+    if self._flying is not None:
+      (commit, parts), self._flying = self._flying, None
+      commit.result()
+      self._durable(parts)
+
+  def _store(self, leaf: str) -> ts.TensorStore:
+    if leaf not in self._open:
+      array = self._arrays[leaf]
+      form = {'shape': array.shape, 'chunks': self._grids[leaf], 'compressor': None}
+      made = {'dtype': np.dtype(array.dtype).name, 'metadata': form, 'create': True}
+      self._open[leaf] = _opened(self._folder, leaf, self._context, **made)
+    return self._open[leaf]
+
+
+class Reader:
+  """Reads chunks of the whole tree."""
+
+  def __init__(self, tree: epath.Path):
+    self._tree, self._context = tree, _context()
+    self._open: dict[str, ts.TensorStore] = {}
+
+  def read(self, chunk: Chunk) -> np.ndarray:
+    """The chunk as it is on the disk."""
+    if chunk.leaf not in self._open:
+      self._open[chunk.leaf] = _opened(self._tree, chunk.leaf, self._context)
+    return self._open[chunk.leaf][chunk.index].read().result()
+
+
+class Written(ocp.type_handlers.ArrayHandler):
+  """Of arrays that are written already: Orbax takes them for saved jax.Arrays."""
+
+  async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+    """Nothing is left to do."""
+    return []
+
+
+def index(tree: epath.Path, template: Any) -> None:
+  """Orbax's metadata of the arrays, and the index over all folders; by one process."""
+  for path in (tree / 'manifest.ocdbt', tree / 'd'):  # of a start that was killed here
+    if path.exists():
+      path.rmtree() if path.is_dir() else path.unlink()
+  types = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, handler := Written()), (jax.ShapeDtypeStruct, handler)
+  )
+  orbax = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=types)
+  for commit in asyncio.run(orbax.async_save(tree, args=ocp.args.PyTreeSave(template))):
+    commit.result()
+  orbax.finalize(tree)
+
+
+def _context() -> ts.Context:
+  return ts.Context({'cache_pool#nodes': {'total_bytes_limit': CACHE}})
+
+
+def _opened(folder: epath.Path, leaf: str, context: ts.Context, **made: Any) -> ts.TensorStore:
+  path = f'{os.fspath(folder)}/'
+  store = {
+    'driver': 'ocdbt',
+    'base': path if '://' in path else {'driver': 'file', 'path': path},
+    'path': leaf.replace('/', '.') + '/',
+    'cache_pool': 'cache_pool#nodes',
+  }
+  spec = {'driver': 'zarr', 'kvstore': store, 'open': True, 'recheck_cached_data': False, **made}
+  return ts.open(spec, context=context).result()

@@ -1,0 +1,316 @@
+"""The standard harness (lm_eval) on our models: `pip install 'r1jax[eval]'`.
+
+    lm = language_model(params, cfg, tok, engine, context=8192)
+    run(lm, ['hellaswag', 'gsm8k'], limit=100)  ->  {'gsm8k': {'exact_match,strict-match': 0.43, …
+
+loglikelihood and its rolling form go through engine/score.py, generate_until through the engine.
+How a context and its continuation are cut into tokens, how rolling windows lie and how too long
+inputs lose their left end is the harness' own code or does as its class for transformers does
+(lm_eval/models/huggingface.py, 0.4.13), so that figures compare. Control tokens in a completion are
+no text, as there; sampling has no top-k unless the task says so (there: 50).
+
+Batches are static: every row runs until each of its batch has an end token or reached the limit,
+and `until` strings cut the text afterwards. They save no time; a small max_gen_toks does.
+
+Chats. The harness passes prompts as text, where a question that spells '<|im_end|>' could forge a
+turn. A rendered chat is therefore remembered with its tokens, and its text looked up again.
+
+Offline: a task in a folder of one's own needs no network when its YAML says `dataset_path: json`
+and `dataset_kwargs: {data_files: {test: /path/to/file.jsonl}}`; for tasks whose data are in the
+cache of `datasets` already, set HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1 before Python starts.
+
+lm_eval is imported where it is used: without it this module imports, and the functions say what to
+install.
+"""
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax.core import prng
+from r1jax.core.errors import UserError, nearest, no_such
+from r1jax.core.program import Announce, silent
+from r1jax.engine import buckets
+from r1jax.engine.engine import Engine
+from r1jax.engine.score import Scorer
+from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.model.config import ModelConfig
+from r1jax.sharding import processes
+from r1jax.tokenizers.public import PublicTokenizer
+from r1jax.tokenizers.tokenizer import BOS, Tokenizer
+
+Messages = Sequence[Mapping[str, str]]  # [{'role': 'user', 'content': '…'}, …]
+LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
+OPTIONS = (*LIMITS, 'until', 'do_sample', 'temperature', 'top_p', 'top_k')
+RESAMPLES = 1000  # of the harness' bootstrap, where a figure's error has no closed form
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What a task asks of a completion: the first of `until` that occurs ends it."""
+
+  until: tuple[str, ...]
+  limit: int
+  sampling: Sampling
+
+
+def generation(options: Mapping[str, Any], limit: int = 256) -> Generation:
+  """From a task's generation_kwargs; greedy unless do_sample or a temperature says otherwise."""
+  for name in options:
+    if name not in OPTIONS:
+      raise UserError(f'{no_such("generation option", name, OPTIONS)}: change generation_kwargs')
+  until = options.get('until') or []
+  until = (until,) if isinstance(until, str) else tuple(until)
+  limit = next((int(options[name]) for name in LIMITS if options.get(name) is not None), limit)
+  heat = float(options.get('temperature') or 0.0)
+  drawn = options.get('do_sample')
+  drawn = heat > 0 if drawn is None else drawn
+  try:
+    sampling = Sampling(heat, int(options.get('top_k') or 0), float(options.get('top_p') or 1.0))
+    if limit < 1 or (drawn and not heat):
+      raise ValueError('need a token to generate at least, and a temperature > 0 to sample')
+  except ValueError as e:
+    raise UserError(f'generation_kwargs are {dict(options)}: {e}') from e
+  return Generation(until, limit, sampling if drawn else Sampling(temperature=0.0))
+
+
+def conversation(tok: Tokenizer) -> Callable[[Messages], list[int]]:
+  """Renders chats up to the answer: by a public model's template, or one question by its prompt."""
+
+  def one_question(messages: Messages) -> list[int]:
+    roles = [m['role'] for m in messages]
+    if roles not in (['user'], ['system', 'user']):
+      raise UserError(
+        f'a chat of the roles {", ".join(roles)}: this model takes one user message, with or '
+        'without a system message before it; set shots=0'
+      )
+    system = messages[0]['content'] if len(messages) > 1 else None
+    return tok.prompt(messages[-1]['content'], system)
+
+  return tok.messages if isinstance(tok, PublicTokenizer) else one_question
+
+
+def beginning(tok: Tokenizer) -> list[int]:
+  """What every text begins with: bos where a public model's files say so."""
+  return tok.encode_special(BOS) if isinstance(tok, PublicTokenizer) else []
+
+
+class Answers:
+  """Answers to the harness' requests; `language_model` joins them with its base class."""
+
+  def __init__(
+    self,
+    params: Any,
+    cfg: ModelConfig,
+    tok: Tokenizer,
+    engine: Engine,
+    *,
+    context: int = 2048,
+    add_bos: bool | None = None,
+    slots: int = 8192,
+    seed: int = 0,
+    announce: Announce = silent,
+  ):
+    """context: most tokens of an input; add_bos: begin texts with bos, if given, or never.
+
+    slots: tokens of a batch, padding and completions included.
+    """
+    super().__init__()
+    if tok.vocab > cfg.vocab:
+      raise UserError(
+        f'the tokenizer has {tok.vocab} tokens, the model {cfg.vocab}: give the model its own'
+      )
+    self.max_length = context
+    self._params, self._tok, self._engine, self._slots = params, tok, engine, slots
+    self._begin = beginning(tok) if add_bos is None else [self.prefix_token_id] * add_bos
+    self._render, self._seed = conversation(tok), seed
+    self._chats: dict[str, list[int]] = {}
+    self._scorer = Scorer(cfg, engine.mesh, announce, slots)
+
+  @property
+  def eot_token_id(self) -> int:
+    """What ends a text."""
+    return self._tok.eos
+
+  @property
+  def prefix_token_id(self) -> int:
+    """What stands before a text without context."""
+    return self._tok.eos if self._tok.bos is None else self._tok.bos
+
+  @property
+  def tokenizer_name(self) -> str:
+    """Names the tokenizer in the harness' cache of requests."""
+    return f'{type(self._tok).__name__}-{self._tok.vocab}'
+
+  def tok_encode(
+    self, string: str, add_special_tokens: bool | None = None, **options: Any
+  ) -> list[int]:
+    """Ids of a text, or of a chat that was rendered to it."""
+    del options
+    if string in self._chats:
+      return self._chats[string]
+    return [*([] if add_special_tokens is False else self._begin), *self._tok.encode(string)]
+
+  def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Blanks at the context's end go to the continuation; texts are encoded whole and cut."""
+    if context not in self._chats:
+      return super()._encode_pair(context, continuation)
+    ids, blanks = list(self._chats[context]), ''
+    while ids and (last := self._tok.decode(ids[-1:])).isspace():
+      ids, blanks = ids[:-1], last + blanks
+    return ids, self._tok.encode(blanks + continuation)
+
+  def _loglikelihood_tokens(
+    self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any
+  ) -> list[tuple[float, bool]]:
+    """(log-probability, whether greedy decoding gives it) of continuations after their contexts."""
+    del options
+    rows = []
+    for text, context, continuation in requests:
+      if not 0 < len(continuation) <= self.max_length:
+        raise UserError(
+          f'the continuation of {text} has {len(continuation)} tokens; expected 1 to '
+          f'{self.max_length}: change the task, or give a larger context'
+        )
+      rows.append([*(context or [self.prefix_token_id]), *continuation][-(self.max_length + 1) :])
+    return [
+      (float(made.logp[-len(wanted) :].sum()), bool(made.greedy[-len(wanted) :].all()))
+      for made, (*_, wanted) in zip(self._scorer(self._params, rows), requests)
+    ]
+
+  def loglikelihood_rolling(self, requests: Sequence[Any], **options: Any) -> list[float]:
+    """Log-probability of whole texts, window by window; each token is predicted once."""
+    del options
+    utils = _lm_eval('utils')
+    windows = [
+      [
+        (None, *utils.make_disjoint_window(window))
+        for window in utils.get_rolling_token_windows(
+          self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, context_len=1
+        )
+      ]
+      for request in requests
+    ]
+    made = iter(self._loglikelihood_tokens([w for text in windows for w in text]))
+    return [sum(next(made)[0] for _ in text) for text in windows]
+
+  def generate_until(self, requests: Sequence[Any], **options: Any) -> list[str]:
+    """Completions; those that are asked for alike share batches."""
+    del options
+    alike: dict[Generation, list[int]] = {}
+    for i, request in enumerate(requests):
+      alike.setdefault(generation(request.args[1]), []).append(i)
+    texts = [''] * len(requests)
+    for asked, members in alike.items():
+      rows = [self._prompt(requests[i].args[0], asked.limit) for i in members]
+      for i, text in self._completions(rows, members, asked):
+        texts[i] = text
+    return texts
+
+  def _prompt(self, text: str, limit: int) -> list[int]:
+    """Ids that leave room for the completion; too long ones lose their left end."""
+    room = self.max_length - limit
+    if room < 1:
+      raise UserError(
+        f'max_gen_toks={limit} leaves no room for a prompt in a context of {self.max_length} '
+        'tokens: lower it, or give a larger context'
+      )
+    return (self.tok_encode(text) or [self.prefix_token_id])[-room:]
+
+  def _completions(
+    self, rows: list[list[int]], numbers: list[int], asked: Generation
+  ) -> Iterator[tuple[int, str]]:
+    """(number, text) of every row; the number, not the batch, decides what is drawn."""
+    shards, key = buckets.shards(self._engine.mesh), jax.random.key(self._seed)
+    limit = buckets.bucket(asked.limit)
+    for batch in buckets.batches(list(map(len, rows)), self._slots, shards, more=limit):
+      prompts_BP, lengths_B = buckets.pad([rows[i] for i in batch], self._tok.pad, shards)
+      mine = [numbers[i] for i in batch]
+      number_B = np.pad(mine, (0, len(lengths_B) - len(mine)), mode='edge')
+      key_B = prng.fold_rows(key, number_B)
+      made = self._engine(self._params, prompts_BP, lengths_B, key_B, asked.sampling, limit)
+      made = processes.fetch((made.tokens_BT, made.length_B))
+      for number, tokens, length in zip(mine, *made):
+        yield number, self._text(tokens[: min(length, asked.limit)].tolist(), asked.until)
+
+  def _text(self, ids: list[int], until: Sequence[str]) -> str:
+    """Without control tokens and ids that only the model has, up to the first of `until`."""
+    control = {self._tok.pad, self._tok.bos, *self._tok.stops}
+    text = self._tok.decode(i for i in ids if i < self._tok.vocab and i not in control)
+    for stop in filter(None, until):
+      text = text.split(stop)[0]
+    return text
+
+  def apply_chat_template(self, chat_history: Messages, add_generation_prompt: bool = True) -> str:
+    """The chat as text; without a generation prompt its last message opens the answer."""
+    asked = chat_history if add_generation_prompt else chat_history[:-1]
+    opened = '' if add_generation_prompt else chat_history[-1]['content']
+    ids = [*self._render(asked), *self._tok.encode(opened)]
+    text = self._tok.decode(ids)
+    self._chats[text] = ids
+    return text
+
+
+def language_model(
+  params: Any, cfg: ModelConfig, tok: Tokenizer, engine: Engine, **options: Any
+) -> Any:
+  """An `lm_eval.api.model.LM` of a model; the options are those of `Answers`."""
+
+  class R1jaxLM(Answers, _lm_eval('api.model').TemplateLM):
+    """Our answers under the harness' base class, whose `loglikelihood` cuts texts into tokens."""
+
+  return R1jaxLM(params, cfg, tok, engine, **options)
+
+
+def run(
+  lm: Any,
+  tasks: Sequence[str],
+  folder: str | os.PathLike[str] | None = None,
+  *,
+  limit: int | None = None,
+  shots: int | None = None,
+  chat: bool = False,
+) -> dict[str, dict[str, float]]:
+  """Figures by task and 'metric,filter' name.
+
+  folder: local YAML tasks, of which alone there is then a choice; limit: problems a task; shots:
+  solved examples in a prompt, in place of the task's own number; chat: apply the chat template.
+  """
+  # Errors of figures are bootstrapped in a pool of forks, and this process holds jax.
+  os.environ.setdefault('DISABLE_MULTIPROC', '1')
+  where = None if folder is None else os.fspath(folder)
+  manager = _lm_eval('tasks').TaskManager(include_path=where, include_defaults=folder is None)
+  for name in tasks:
+    if name not in manager.all_tasks:
+      guess = nearest(name, manager.all_tasks)
+      hint = f', did you mean {guess!r}?' if guess else ''
+      raise UserError(f'no task {name!r} in {where or "lm_eval"}{hint or ": give another folder"}')
+  made = _lm_eval('evaluator').simple_evaluate(
+    model=lm,
+    tasks=list(tasks),
+    task_manager=manager,
+    num_fewshot=shots,
+    limit=limit,
+    apply_chat_template=chat,
+    bootstrap_iters=RESAMPLES,
+    log_samples=False,
+  )
+  return {
+    task: {name: float(x) for name, x in row.items() if ',' in name and isinstance(x, int | float)}
+    for task, row in made['results'].items()
+  }
+
+
+def _lm_eval(module: str) -> Any:
+  """A module of the harness, or how to install it."""
+  try:
+    return importlib.import_module(f'lm_eval.{module}')
+  except ModuleNotFoundError as e:
+    raise UserError(
+      f"the harness does not import ({e}); install it by pip install 'r1jax[eval]'"
+    ) from e
