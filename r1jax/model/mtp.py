@@ -4,7 +4,7 @@
 
 Depth d sees h of depth d−1 and the token d ahead, and predicts token i+d+1. Embedding and head are
 the main model's. Whether h has passed the final norm the paper leaves open: ModelConfig.mtp_input
-says. The embedding half comes first, as in the public weights (`eh_proj`); the paper
+says. Positions are those of h: RoPE is relative, so the token's own would give the same. The embedding half comes first, as in the public weights (`eh_proj`); the paper
 writes it second.
 """
 

@@ -183,3 +183,9 @@ def test_an_interrupt_exits_130_with_one_line(folder):
   process.send_signal(signal.SIGINT)
   _, errors = process.communicate(timeout=120)
   assert (process.returncode, errors) == (130, 'interrupted\n')
+
+
+def test_programs_without_a_config_refuse_overrides():
+  flags.refuse([])
+  with pytest.raises(flags.UserError, match=r'--config\.model\.vocab: this program takes no config'):
+    flags.refuse([('model.vocab', '3')])

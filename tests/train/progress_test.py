@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from r1jax.train.progress import Progress, duration, line, number
+from r1jax.train.progress import Megabytes, Progress, duration, line, number
 
 
 class Clock:
@@ -150,3 +150,22 @@ def test_terminal_rewrites_one_line(monkeypatch):
     'sft  compiling step …\r\x1b[Ksft  compiled step in 1.0 s\n'
     '\rsft  2/3  66%  eta \x1b[K\n'
   )
+
+
+def test_megabytes_with_rate_a_line_for_each_name():
+  clock, out = Clock(), io.StringIO()
+  with Megabytes(out, clock) as told:
+    told(('written', 10_000_000, 30_000_000))
+    clock.now += 2
+    told(('written', 30_000_000, 30_000_000))
+    told(('verified', 0, 30_000_000))
+  assert out.getvalue().splitlines() == [
+    'written  10/30  33%  mb_per_s 0.00',
+    'written  30/30  100%  mb_per_s 10.0',
+    'verified  0/30  0%  mb_per_s 0.00',
+  ]
+
+
+def test_megabytes_without_a_stream_is_silent():
+  with Megabytes(None) as told:
+    told(('written', 1, 2))

@@ -1,5 +1,7 @@
 """A checkpoint made usable again."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core.config import ConfigError
 from r1jax.core.errors import UserError
+from r1jax.eval.evaluate import Evaluation
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.optim import optimizer as optim
 from r1jax.train import restored
@@ -50,3 +53,24 @@ def test_generate_gives_each_prompt_its_samples(workdir):
   assert (
     made == restored.generate(model, *asked, seed=0) != restored.generate(model, *asked, seed=1)
   )
+
+
+def test_prompts_of_like_length_share_one_program(workdir, capsys):
+  model = restored.load(str(workdir))
+  for prompt in ('2 * 3', '14 * 5', '14 * 15', '114 * 15'):
+    restored.generate(model, [prompt], 1, Sampling(), 6, seed=0)
+  assert capsys.readouterr().err.count('compiling rollout') == 1
+
+
+def test_measure_takes_the_place_of_the_task(workdir, experiment):
+  other = dataclasses.replace(experiment, evaluation=Evaluation(8, batch=8))
+  model = restored.load(str(workdir), measure=other)
+  assert model.exp.evaluation == Evaluation(8, batch=8)
+  assert model.exp.model == experiment.model
+
+
+def test_a_checkpoint_without_a_task_says_what_to_do(workdir):
+  model = restored.load(str(workdir))
+  bare = dataclasses.replace(model, exp=dataclasses.replace(model.exp, task=None, stages=()))
+  with pytest.raises(UserError, match='has no task to evaluate: name a config that has one'):
+    restored.evaluate(bare)

@@ -95,6 +95,7 @@ def parse(gguf: Gguf) -> Public:
   embed, heads = take('embedding_length'), take('attention.head_count')
   head = take('attention.key_length', embed // heads)
   theta, eps = take('rope.freq_base', 10_000.0), take('attention.layer_norm_rms_epsilon')
+  eps = float(str(np.float32(eps)))  # the number that was meant: 1e-5, not 9.9999997e-06
   attention = GQA(
     heads,
     take('attention.head_count_kv', heads),
@@ -102,21 +103,21 @@ def parse(gguf: Gguf) -> Public:
     qk_norm=kind == 'qwen3',
     bias=kind == 'qwen2',
     rotary=Rope(float(theta), False, factors(gguf, float(theta), head)),
-    eps=float(eps),
+    eps=eps,
   )
   for key, value in (('rope.dimension_count', head), ('attention.value_length', head)):
     if take(key, value) != value:
       raise UserError(
         f'{file}: {kind}.{key} is {take(key)}, r1jax supports {value}, the head width'
       )
-  layer = Layer(attention, Dense(take('feed_forward_length')), float(eps))
+  layer = Layer(attention, Dense(take('feed_forward_length')), eps)
   vocab = gguf.table['token_embd.weight'].shape[0] if 'token_embd.weight' in gguf.table else 0
   model = ModelConfig(
     vocab=vocab or len(data.get('tokenizer.ggml.tokens', [])),
     embed=embed,
     layers=(layer,) * take('block_count'),
     tied='output.weight' not in gguf.table,
-    eps=float(eps),
+    eps=eps,
     std=0.02,
   )
   return Public(ARCHITECTURES[kind], model)

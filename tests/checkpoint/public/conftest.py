@@ -4,8 +4,6 @@ import pathlib
 
 import jax.numpy as jnp
 import pytest
-import torch
-import transformers
 
 from r1jax.checkpoint.public import source, weights
 
@@ -105,6 +103,8 @@ PUBLISHED = {
 
 def randomized(model, seed=0):
   """Weights large enough that every part of the model shows in the logits."""
+  import torch  # not where only the converter is tested
+
   torch.manual_seed(seed)
   with torch.no_grad():
     for p in model.parameters():
@@ -118,12 +118,15 @@ def randomized(model, seed=0):
   return model.eval()
 
 
-def publish(folder: pathlib.Path, name: str, seed: int = 0, dtype=torch.float32, **more):
+def publish(folder: pathlib.Path, name: str, seed: int = 0, dtype: str = 'float32', **more):
   """(model, folder) of one of PUBLISHED, saved by transformers."""
+  import torch
+  import transformers
+
   kind, options = PUBLISHED[name]
   config = transformers.AutoConfig.for_model(kind, **{**COMMON, **options, **more})
   model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-  model = randomized(model, seed).to(dtype)
+  model = randomized(model, seed).to(getattr(torch, dtype))
   model.save_pretrained(folder)
   return model, folder
 

@@ -224,7 +224,10 @@ def test_a_prediction_module_that_is_there_in_part(v3):
 
 
 def test_extra_tensors(llama):
-  change(llama, {'model.layers.3.mlp.up_proj.weight': np.zeros(2, np.float32), 'z': np.zeros(1, np.float32)})
+  change(
+    llama,
+    {'model.layers.3.mlp.up_proj.weight': np.zeros(2, np.float32), 'z': np.zeros(1, np.float32)},
+  )
   assert refusal(llama) == (
     f'tensor model.layers.3.mlp.up_proj.weight in {llama / FILE} (and 1 more) has no place in the '
     'LlamaForCausalLM that config.json describes; check that both are of one model'

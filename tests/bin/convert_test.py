@@ -1,0 +1,32 @@
+"""The flags of r1jax.bin.convert and its user's mistakes; what it makes is in train/converted."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def call(*flags):
+  command = [sys.executable, '-m', 'r1jax.bin.convert', *flags]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_lists_the_flags():
+  out = call('--help')
+  flags = ('--source', '--target', '--to', '--dtype', '--workers', '--coordinator')
+  assert all(flag in out.stdout for flag in flags)
+
+
+def test_mistakes_are_one_clear_line(tmp_path):
+  target = f'--target={tmp_path / "out"}'
+  for source, said in (
+    (tmp_path / 'nowhere', 'is no folder of safetensors and no .gguf file; check --source'),
+    (tmp_path, 'config.json does not exist; a public checkpoint has one beside its weights'),
+    ('package:no_such_package', "no package 'no_such_package' is installed"),
+  ):
+    out = call(f'--source={source}', target)
+    assert (out.returncode, out.stdout) == (2, '')
+    assert out.stderr.startswith('error: ') and said in out.stderr
+    assert out.stderr.count('\n') == 1
+  assert not (tmp_path / 'out').exists()
