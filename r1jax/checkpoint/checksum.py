@@ -11,7 +11,7 @@ times odd weights would not do: it misses every even number of flipped sign bits
 Cost: one read of the arrays and about 10 integer operations a word; XLA fuses index, mix and sum,
 so nothing is stored. One program for all leaves; each result is a replicated scalar, so that
 fetching it waits for the devices but asks no other process. `part` sums a stretch of an array that
-is never whole anywhere: a loop over blocks that stay in registers, 6 GB/s on one core.
+is whole nowhere: a loop over blocks that stay in the first-level cache, 6 GB/s on one CPU core.
 """
 
 import collections
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 SPREAD = 0x9E3779B9  # 2^32 / golden ratio: neighbouring positions fall far apart
-BLOCK = 4096  # elements that `part` sums side by side: XLA vectorizes this, not one long sum
+PIECE = 1 << 21  # elements that `part` takes at a time
+BLOCK = 4096  # elements that it sums side by side: XLA vectorizes this, and not one long sum
 
 
 def start(leaves: Sequence[jax.Array]) -> Callable[[], list[int]]:
@@ -46,29 +47,33 @@ def checksum(x: jax.Array) -> jax.Array:
   return jnp.sum(_mix(words + _positions(words.shape) * jnp.uint32(SPREAD)), dtype=jnp.uint32)
 
 
-def part(x: jax.Array, first: int) -> int:
+def part(x: np.ndarray, first: int) -> int:
   """What x adds to the checksum of an array whose elements from number `first` on it holds."""
-  words = 2 if x.dtype.itemsize == 8 else 1
-  return int(_part(x.reshape(-1), np.uint32(first * words % 2**32)))
+  x_N, total = x.reshape(-1), 0
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    for start in range(0, x_N.size, PIECE):
+      piece = x_N[start : start + PIECE]
+      count = np.uint32(piece.size)
+      if count < PIECE:  # one shape, one program
+        piece = np.concatenate([piece, np.zeros(PIECE - count, x.dtype)])
+      total += int(_part(piece, np.uint32((first + start) % 2**32), count))
+  return total % 2**32
 
 
 @jax.jit
-def _part(x_N: jax.Array, first: jax.Array) -> jax.Array:
-  """`part` of a flat array; first: its first word's position."""
-
-  def mixed(block: jax.Array, start: jax.Array) -> jax.Array:
-    words = _words(block).reshape(-1)
-    return _mix(words + (jax.lax.iota(jnp.uint32, words.size) + start) * jnp.uint32(SPREAD))
+def _part(x_N: jax.Array, first: jax.Array, count: jax.Array) -> jax.Array:
+  """The sum over the first `count` elements; first: the position of the first."""
+  words = 2 if x_N.dtype.itemsize == 8 else 1
+  at = jax.lax.iota(jnp.uint32, BLOCK * words)
 
   def add(i: jax.Array, sums: jax.Array) -> jax.Array:
     block = jax.lax.dynamic_slice_in_dim(x_N, i * BLOCK, BLOCK)
-    return sums + mixed(block, first + i.astype(jnp.uint32) * jnp.uint32(words))
+    here = at + i.astype(jnp.uint32) * jnp.uint32(BLOCK * words)
+    mixed = _mix(_words(block).reshape(-1) + (here + first * words) * jnp.uint32(SPREAD))
+    return sums + jnp.where(here < count * words, mixed, 0)
 
-  words = BLOCK * (2 if x_N.dtype.itemsize == 8 else 1)
-  blocks = x_N.size // BLOCK
-  sums = jax.lax.fori_loop(0, blocks, add, jnp.zeros(words, jnp.uint32)) if blocks else 0
-  rest = mixed(x_N[blocks * BLOCK :], first + jnp.uint32(blocks * words))
-  return jnp.sum(sums, dtype=jnp.uint32) + jnp.sum(rest, dtype=jnp.uint32)
+  sums = jax.lax.fori_loop(0, x_N.size // BLOCK, add, jnp.zeros(BLOCK * words, jnp.uint32))
+  return jnp.sum(sums, dtype=jnp.uint32)
 
 
 @jax.jit

@@ -4,8 +4,8 @@
 
 Depth d sees h of depth d−1 and the token d ahead, and predicts token i+d+1. Embedding and head are
 the main model's. Whether h has passed the final norm the paper leaves open: ModelConfig.mtp_input
-says. Positions are those of h: RoPE is relative, so the token's own would give the same. The embedding half comes first, as in the public weights (`eh_proj`); the paper
-writes it second.
+says. Positions are those of h: RoPE is relative, so the other token's would give the same. The
+embedding half comes first, as in the public weights (`eh_proj`); the paper writes it second.
 """
 
 import flax.linen as nn

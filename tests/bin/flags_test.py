@@ -187,5 +187,5 @@ def test_an_interrupt_exits_130_with_one_line(folder):
 
 def test_programs_without_a_config_refuse_overrides():
   flags.refuse([])
-  with pytest.raises(flags.UserError, match=r'--config\.model\.vocab: this program takes no config'):
+  with pytest.raises(UserError, match=r'--config\.model\.vocab: this program takes no config'):
     flags.refuse([('model.vocab', '3')])

@@ -55,18 +55,22 @@ def test_eight_bytes_are_two_words():
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_parts_add_up_to_the_whole(dtype):
-  x = values(dtype, (3, 7, 483)).reshape(-1)
-  ends = [0, 1, 4097, x.size]  # no block, one, one and a rest
-  parts = [checksum.part(x[a:b], a) for a, b in itertools.pairwise(ends)]
-  assert sum(parts) % 2**32 == fetched(x.reshape(3, 7, 483))[0]
+def test_parts_add_up_to_the_whole(dtype, monkeypatch):
+  monkeypatch.setattr(checksum, 'PIECE', 2 * checksum.BLOCK)
+  x = values(dtype, (3, 7, 983))
+  flat = np.asarray(x).reshape(-1)
+  ends = [0, 1, 9, 8201, x.size]  # little, a piece, and more than one
+  parts = [checksum.part(flat[a:b], a) for a, b in itertools.pairwise(ends)]
+  assert sum(parts) % 2**32 == fetched(x)[0]
+  assert checksum.part(np.asarray(x), 0) == fetched(x)[0]
 
 
-def test_parts_of_eight_bytes_and_beyond_32_bits():
+def test_parts_of_eight_bytes_and_beyond_32_bits(monkeypatch):
+  monkeypatch.setattr(checksum, 'PIECE', checksum.BLOCK)
   with jax.enable_x64(True):
-    x = jnp.arange(5000, dtype=jnp.int64) << 40
+    x = np.arange(5000, dtype=np.int64) << 40
     parts = checksum.part(x[:4500], 0) + checksum.part(x[4500:], 4500)
-    assert parts % 2**32 == fetched(x)[0]
+    assert parts % 2**32 == fetched(jnp.asarray(x))[0]
     assert checksum.part(x, 2**31 + 7) == checksum.part(x, 7)  # positions count mod 2^32 words
 
 

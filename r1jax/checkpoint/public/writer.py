@@ -28,7 +28,7 @@ from etils import epath
 
 from r1jax.checkpoint.public.chunks import Chunk
 
-BATCH = 128 << 20  # bytes
+BATCH = 64 << 20  # bytes
 CACHE = 64 << 20  # bytes of OCDBT's own nodes
 FOLDER = 'ocdbt.process_{}w{}'
 Arrays = Mapping[str, jax.ShapeDtypeStruct]

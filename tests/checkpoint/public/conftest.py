@@ -62,7 +62,10 @@ PUBLISHED = {
   'v3 no query latent': ('deepseek_v3', DEEPSEEK | {'q_lora_rank': None}),
   'v3 halves': ('deepseek_v3', DEEPSEEK | {'rope_interleave': False}),
   'v3 raw gates': ('deepseek_v3', DEEPSEEK | {'norm_topk_prob': False, 'n_shared_experts': 1}),
-  'v2': ('deepseek_v2', V2 | {'topk_method': 'group_limited_greedy', 'routed_scaling_factor': 16.0}),
+  'v2': (
+    'deepseek_v2',
+    V2 | {'topk_method': 'group_limited_greedy', 'routed_scaling_factor': 16.0},
+  ),
   'v2 lite': (
     'deepseek_v2',
     V2 | {

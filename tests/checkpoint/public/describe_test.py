@@ -220,5 +220,10 @@ def test_reduced_drops_what_is_no_part_of_the_function_and_nothing_else():
     dataclasses.replace(DENSE, tied=True),
     dataclasses.replace(DENSE, layers=DENSE.layers[1:]),
     dataclasses.replace(DENSE, mtp=(LAYER,)),
+    dataclasses.replace(DENSE, layers=(dataclasses.replace(LAYER, eps=1e-5),) * 3),
+    dataclasses.replace(DENSE, layers=(dataclasses.replace(LAYER, mlp=Dense(17)),) * 3),
   ):
     assert describe.reduced(other) != describe.reduced(DENSE)
+  stream = dataclasses.replace(R1, mtp_input='stream')
+  assert describe.reduced(stream) != describe.reduced(R1)  # without modules it says nothing
+  assert describe.reduced(dataclasses.replace(stream, mtp=())) == describe.reduced(moe(R1))

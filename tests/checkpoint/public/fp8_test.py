@@ -1,7 +1,6 @@
 import concurrent.futures
 import math
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
