@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1jax.core import prng
-from r1jax.engine.sampling import sample
+from r1jax.engine.sampling import BLOCK, draw, invert, sample
 from r1jax.kernels.logprob.truncate import Sampling
 
 LOGITS = np.array([1.5, 0.3, -0.2, 1.1, -2.0, 0.8])
@@ -52,3 +52,24 @@ def test_greedy_takes_the_most_likely_and_scores_it_at_temperature_1():
   assert tokens.tolist() == [0, 4]
   expected = [np.log(softmax(LOGITS)[0]), np.log(softmax(-LOGITS)[4])]
   np.testing.assert_allclose(logp, expected, rtol=1e-5)
+
+
+def test_draws_over_many_blocks_have_their_probabilities_and_depend_on_the_row_alone():
+  """A vocabulary of several blocks, most of it without mass; the same rows in another batch."""
+  V, N = 3 * BLOCK + 17, 8000
+  z = np.full(V, -np.inf, 'f4')
+  ids = [0, 5, BLOCK - 1, BLOCK, 2 * BLOCK + 9, V - 1]
+  z[ids] = LOGITS
+  keys = prng.fold_rows(jax.random.key(2), np.arange(N))
+  tokens = np.asarray(draw(jnp.broadcast_to(z, (N, V)), keys))
+  assert set(tokens) <= set(ids)
+  seen, expected = np.array([(tokens == i).sum() for i in ids]), N * softmax(LOGITS)
+  assert ((seen - expected) ** 2 / expected).sum() < 20.5  # χ² of 5 degrees at 0.1 %
+  part = np.asarray(draw(jnp.broadcast_to(z, (7, V)), keys[100:107]))
+  np.testing.assert_array_equal(part, tokens[100:107])
+
+
+def test_no_index_without_mass_is_ever_drawn():
+  mass = jnp.asarray([[0.0, 1.0, 0.0], [0.0, 0.0, 1e-30], [2.0, 0.0, 0.0]])
+  for u in (0.0, 0.5, 1 - 2**-24):
+    assert invert(mass, jnp.full(3, u)).tolist() == [1, 2, 0]

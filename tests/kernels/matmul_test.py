@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from r1jax.kernels.matmul import matmul
 
@@ -11,8 +12,22 @@ X, W = RNG.normal(size=(2, 3, 8)), RNG.normal(size=(8, 2, 4))
 WANT = np.einsum('BLD,DNH->BLNH', X, W)
 
 
-def test_equals_numpy():
-  np.testing.assert_allclose(matmul('BLD,DNH->BLNH', X.astype('f4'), W), WANT, rtol=1e-5)
+@pytest.mark.parametrize('implementation', ['flat', 'einsum'])
+@pytest.mark.parametrize(
+  'subscripts, shapes',
+  [
+    ('BLD,DF->BLF', ((2, 3, 8), (8, 5))),
+    ('BLD,DNH->BLNH', ((2, 3, 8), (8, 2, 4))),
+    ('BLNH,NHD->BLD', ((2, 3, 2, 4), (2, 4, 8))),
+    ('BLNH,RNH->BLNR', ((2, 3, 2, 4), (5, 2, 4))),
+    ('BMR,RNH->BMNH', ((2, 3, 5), (5, 2, 4))),
+  ],
+)
+def test_equals_numpy(implementation, subscripts, shapes):
+  x, w = (RNG.normal(size=s).astype('f4') for s in shapes)
+  want = np.einsum(subscripts, x.astype('f8'), w.astype('f8'))
+  got = matmul(subscripts, x, w, implementation)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_float64_stays_float64():

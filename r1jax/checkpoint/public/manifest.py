@@ -17,7 +17,7 @@ import pathlib
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -90,11 +90,10 @@ class Manifest:
     self._lock, self._written = threading.Lock(), 0.0
     self.write()
 
-  def add(self, parts: Iterable[tuple[Chunk, int]]) -> None:
-    """Notes chunks that are on the disk; writes the file now and then."""
+  def add(self, chunk: Chunk, part: int) -> None:
+    """Notes a chunk that is on the disk; writes the file now and then."""
     with self._lock:
-      for chunk, part in parts:
-        self._done[chunk.leaf][chunk.number] = part
+      self._done[chunk.leaf][chunk.number] = part
       if time.monotonic() - self._written > EVERY:
         self._write()
 

@@ -10,12 +10,15 @@ has nothing left to write lets it note the arrays and merge the folders, which i
 those of several processes. Only the folders' prefix and the arrays' names ('params.embedding') are
 taken on trust, and a restore in the tests holds them.
 
-A thread has a folder of its own and commits about BATCH bytes at a time, while it fills the next
-batch: no thread waits for another's disk, and the chunks of a batch lie in one file. A commit is
-one rename: what a kill cuts short was never there, but for the bytes of a batch that nothing names.
+A thread has a folder of its own and goes on while its last chunks, FLYING bytes at most, are on
+their way to the disk: none waits for another's disk, and chunks that wait together get one file and
+one commit. A commit is one rename: what a kill cuts short was never there, but for bytes of some
+chunks that nothing names. What is on the disk leaves the system's cache: it would push out the
+source and whatever else the machine works on, and reading it back is to meet the disk.
 """
 
 import asyncio
+import collections
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,15 +31,16 @@ from etils import epath
 
 from r1jax.checkpoint.public.chunks import Chunk
 
-BATCH = 64 << 20  # bytes
-CACHE = 64 << 20  # bytes of OCDBT's own nodes
+FLYING = 128 << 20  # bytes, a thread
+CACHED = 256 << 20  # bytes, a thread, that the system may hold besides
+NODES = 64 << 20  # bytes of OCDBT's own notes that are kept at hand
+UNFINISHED = '.__lock'
 FOLDER = 'ocdbt.process_{}w{}'
 Arrays = Mapping[str, jax.ShapeDtypeStruct]
-Durable = Callable[[list[tuple[Chunk, int]]], None]
 
 
 class Writer:
-  """One thread's folder. who: (process, thread); durable: hears of each batch that is on disk."""
+  """One thread's folder. who: (process, thread); durable: hears of each chunk that is on disk."""
 
   def __init__(
     self,
@@ -44,44 +48,51 @@ class Writer:
     who: tuple[int, int],
     arrays: Arrays,
     grids: Mapping[str, Sequence[int]],
-    durable: Durable,
+    durable: Callable[[Chunk, int], None],
   ):
     self._folder = tree / FOLDER.format(*who)
     self._arrays, self._grids, self._durable = arrays, grids, durable
     self._context = _context()
     self._open: dict[str, ts.TensorStore] = {}
-    self._begin()
-    self._flying: tuple[ts.Future, list[tuple[Chunk, int]]] | None = None
+    self._flying: collections.deque[tuple[ts.Future, Chunk, int]] = collections.deque()
+    self._bytes = self._cached = 0
+    self._forgotten: set[str] = set()
 
   def put(self, chunk: Chunk, x: np.ndarray, part: int) -> None:
     """Takes a chunk, which must not change any more, and its part of the checksum."""
-    array = self._store(chunk.leaf).with_transaction(self._batch)[chunk.index]
-    array.write(x, can_reference_source_data_indefinitely=True).result()
-    self._parts.append((chunk, part))
+    array = self._store(chunk.leaf)[chunk.index]
+    written = array.write(x, can_reference_source_data_indefinitely=True).commit
+    written.force()
+    self._flying.append((written, chunk, part))
     self._bytes += chunk.nbytes
-    if self._bytes >= BATCH:
-      self._commit()
+    while self._bytes > FLYING:
+      self._land()
 
   def flush(self) -> None:
     """Returns when all is on the disk."""
-    if self._parts:
-      self._commit()
-    self._land()
-
-  def _begin(self) -> None:
-    self._batch, self._parts, self._bytes = ts.Transaction(), [], 0
-
-  def _commit(self) -> None:
-    self._land()
-    self._flying = self._batch.commit_async(), self._parts
-    self._begin()
+    while self._flying:
+      self._land()
+    self._forget()
 
   def _land(self) -> None:
-    """Waits for the batch that is under way."""
-    if self._flying is not None:
-      (commit, parts), self._flying = self._flying, None
-      commit.result()
-      self._durable(parts)
+    written, chunk, part = self._flying.popleft()
+    written.result()
+    self._bytes -= chunk.nbytes
+    self._durable(chunk, part)
+    self._cached += chunk.nbytes
+    if self._cached > CACHED:
+      self._forget()
+
+  def _forget(self) -> None:
+    """Lets the system drop its copies of files that are on the disk; a bucket has none here."""
+    self._cached, folder = 0, self._folder / 'd'
+    if '://' in os.fspath(folder) or not folder.exists() or not hasattr(os, 'posix_fadvise'):
+      return
+    for file in os.scandir(folder):
+      if file.name not in self._forgotten and not file.name.endswith(UNFINISHED):
+        self._forgotten.add(file.name)
+        with open(file, 'rb') as opened:
+          os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
   def _store(self, leaf: str) -> ts.TensorStore:
     if leaf not in self._open:
@@ -101,9 +112,15 @@ class Reader:
 
   def read(self, chunk: Chunk) -> np.ndarray:
     """The chunk as it is on the disk."""
+    return self.start(chunk)()
+
+  def start(self, chunk: Chunk) -> Callable[[], np.ndarray]:
+    """Begins to read a chunk; what is returned waits for it."""
     if chunk.leaf not in self._open:
       self._open[chunk.leaf] = _opened(self._tree, chunk.leaf, self._context)
-    return self._open[chunk.leaf][chunk.index].read().result()
+    future = self._open[chunk.leaf][chunk.index].read()
+    future.force()
+    return future.result
 
 
 class Written(ocp.type_handlers.ArrayHandler):
@@ -129,7 +146,7 @@ def index(tree: epath.Path, template: Any) -> None:
 
 
 def _context() -> ts.Context:
-  return ts.Context({'cache_pool#nodes': {'total_bytes_limit': CACHE}})
+  return ts.Context({'cache_pool#nodes': {'total_bytes_limit': NODES}})
 
 
 def _opened(folder: epath.Path, leaf: str, context: ts.Context, **made: Any) -> ts.TensorStore:

@@ -89,7 +89,10 @@ def score(logits_CV: jax.Array, targets_C: jax.Array, sampling: Sampling) -> Log
   """LogProbs of targets under truncated, tempered logits; −inf outside the kept set."""
   z_CV = truncate(logits_CV, sampling)
   lse_C = jax.nn.logsumexp(z_CV, axis=-1)
-  picked_C = jnp.take_along_axis(z_CV, targets_C[:, None], axis=-1)[:, 0]
-  p_CV = jnp.exp(z_CV - lse_C[:, None])
-  mean_C = jnp.sum(jnp.where(p_CV > 0, p_CV * z_CV, 0.0), -1)
-  return LogProbs(picked_C - lse_C, jax.lax.stop_gradient(lse_C - mean_C))
+  # A selection, for the gradient of a gather is a scatter into V zeros a token.
+  target_CV = jnp.arange(z_CV.shape[-1]) == targets_C[:, None]
+  picked_C = jnp.sum(jnp.where(target_CV, z_CV, 0.0), -1)
+  fixed_CV, fixed_C = jax.lax.stop_gradient((z_CV, lse_C))
+  p_CV = jnp.exp(fixed_CV - fixed_C[:, None])
+  mean_C = jnp.sum(jnp.where(p_CV > 0, p_CV * fixed_CV, 0.0), -1)
+  return LogProbs(picked_C - lse_C, fixed_C - mean_C)

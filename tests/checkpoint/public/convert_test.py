@@ -112,7 +112,7 @@ def test_no_chunk_is_read_twice_and_few_are_in_memory(tmp_path, weights):
 
   weights.read = counted
   run(weights, tmp_path, {}, source=SOURCE, workers=2, verify=False)
-  chunk = 2 * max(chunks.CAP, writer.BATCH)
+  chunk = 2 * max(chunks.CAP, writer.FLYING)
   assert max(held) <= 2 * 3 * chunk < sum(x.nbytes for x in weights.values.values())
   assert len(weights.reads) == len(set(map(str, weights.reads))) == len(held)
 

@@ -11,7 +11,7 @@ def limits(set_attribute):
   """Cuts and commits after some hundred bytes, and notes at once."""
   set_attribute(chunks, 'FLOOR', 300)
   set_attribute(chunks, 'CAP', 400)
-  set_attribute(writer, 'BATCH', 600)
+  set_attribute(writer, 'FLYING', 600)
   set_attribute(manifest, 'EVERY', 0.0)
 
 
