@@ -7,7 +7,7 @@ Source: random fp8 weights with scales of 128 x 128, in shards; V3's widths (emb
 words, and as many layers as give --gib GiB of bfloat16. It is converted by the binary in a process
 of its own, whose peak memory is the kernel's VmHWM; then a model of one layer more than none, which
 must need as much memory. Orbax: PyTreeCheckpointHandler as the store drives it saves random arrays
-of the same leaves from memory, in pieces of a few GiB, before and after the conversion. Needs 1.6
+of the same leaves from memory, in pieces of a few GiB, before and after the conversion. Needs 2.6
 times --gib of disk.
 """
 

@@ -50,6 +50,8 @@ def theirs(dtype: str) -> torch.nn.Module:
   model = transformers.AutoModelForCausalLM.from_pretrained(
     gguf().parent, gguf_file=gguf().name, dtype=getattr(torch, dtype)
   )
+  # The loader unpacks a llama file whole, yet calls the model packed, which TRL refuses to train.
+  model.hf_quantizer, model.is_quantized = None, False
   model.generation_config.eos_token_id = None
   return model.eval()
 

@@ -1,5 +1,6 @@
 """A conversion: what it writes, what it holds in memory, how it goes on, what it refuses."""
 
+import errno
 import json
 import os
 import pathlib
@@ -175,21 +176,37 @@ def flip(folder, values):
   raise AssertionError('no file holds these bytes')
 
 
-def test_a_byte_that_flips_before_the_end_is_found_and_named(tmp_path, weights, monkeypatch):
-  def stopped(*_):
-    raise KeyboardInterrupt
+def damaged_before_the_end(folder, weights, harm):
+  """The line that a conversion ends with when its files are harmed before they are read back."""
 
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(convert.writer, 'index', stopped)
-    run(weights, tmp_path, {}, source=SOURCE)
-  flip(tmp_path, weights.values['embedding'][20:40])
+  def say(now):
+    if now.what == 'verified' and now.done == 0:
+      harm()
+
   with pytest.raises(CheckpointError) as error:
-    run(weights, tmp_path, {}, source=SOURCE)
-  assert str(error.value) == (
+    run(weights, folder, {}, source=SOURCE, workers=1, say=say)
+  assert Store(folder / 'checkpoints').steps() == []
+  return str(error.value)
+
+
+def test_a_byte_that_flips_before_the_end_is_found_and_named(tmp_path, weights):
+  harm = lambda: flip(tmp_path, weights.values['embedding'][20:40])
+  assert damaged_before_the_end(tmp_path, weights, harm) == (
     f'params/embedding[20:40, 0:10] in {tmp_path} is damaged (its bytes are not those that were '
     'written); check the disk, remove the folder and start the same command again'
   )
-  assert weights.reads and Store(tmp_path / 'checkpoints').steps() == []
+
+
+def test_an_index_that_is_damaged_before_the_end(tmp_path, weights):
+  def harm():
+    (path,) = (tmp_path / 'checkpoints' / '0' / 'tree' / 'd').iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+  assert damaged_before_the_end(tmp_path, weights, harm).startswith(
+    f'params/embedding[0:20, 0:10] in {tmp_path} is damaged (ValueError: DATA_LOSS: '
+  )
 
 
 def test_a_byte_that_flips_later_is_found_by_the_store(tmp_path, weights, monkeypatch):
@@ -215,6 +232,19 @@ def test_a_read_that_fails_ends_it_and_can_be_mended(tmp_path, weights):
   weights.read = read
   run(weights, tmp_path, {}, source=SOURCE)
   assert_restores(tmp_path, weights)
+
+
+def test_a_source_that_does_not_answer(tmp_path, weights):
+  def failing(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  weights.read = failing
+  with pytest.raises(UserError) as error:
+    run(weights, tmp_path, {}, source=SOURCE, workers=1)
+  assert str(error.value) == (
+    'params/embedding could not be read from the source (Input/output error); mend that and start '
+    'the same command again: it goes on from here'
+  )
 
 
 def test_a_full_disk(tmp_path, weights):

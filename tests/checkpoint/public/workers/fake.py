@@ -4,6 +4,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from r1jax.checkpoint import checksum
 from r1jax.checkpoint.public import chunks, manifest, writer
 
 
@@ -12,7 +13,9 @@ def limits(set_attribute):
   set_attribute(chunks, 'FLOOR', 300)
   set_attribute(chunks, 'CAP', 400)
   set_attribute(writer, 'FLYING', 600)
+  set_attribute(writer, 'CACHED', 1000)
   set_attribute(manifest, 'EVERY', 0.0)
+  set_attribute(checksum, 'PIECE', checksum.BLOCK)
 
 
 def values():
