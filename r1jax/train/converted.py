@@ -54,12 +54,12 @@ def into(
   source: pathlib.Path, target: pathlib.Path, workers: int, say: Callable[[Progress], None]
 ) -> Experiment:
   """Converts a public checkpoint, by every process; after an interruption it goes on."""
-  weights = open_source(source)
+  weights = processes.together(lambda: open_source(source))
   folder = target / PUBLIC
   name, cfg = source.resolve().stem, weights.public.model
   exp = Experiment(name, cfg, None, (), tokenizer=Public(str(folder)))
   check_free(epath.Path(target), (PUBLIC,))
-  weights.check_copies()
+  processes.together(lambda: processes.leader() and weights.check_copies())
   processes.together(lambda: processes.leader() and bring(source, weights, folder))
   processes.together(lambda: check_vocabulary(folder, cfg))
   meta = {
