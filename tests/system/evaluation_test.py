@@ -16,7 +16,8 @@ def compare(workdir, printed, binary, name, step, file):
   assert {'samples', 'correct', 'greedy_accuracy', 'length', 'shown'} <= figures.keys()
   assert figures == {key: last[key] for key in figures}
   assert figures['samples'] == 32 and len(figures['shown']) == 3
-  said = figures['shown'][0]['completion'].replace('\r', '\n')  # as text read from a pipe has it
+  # Text that is read from a pipe has no carriage returns.
+  said = figures['shown'][0]['completion'].replace('\r\n', '\n').replace('\r', '\n')
   assert said in out.stdout
   row = lambda text, start: next(l for l in text.splitlines() if l.startswith(start)).split()[2:14]
   # Self-checks beyond the SFT rate come after these: one checkpoint alone knows no SFT rate.

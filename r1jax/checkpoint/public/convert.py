@@ -196,7 +196,7 @@ def _verify(plan: Plan, mine: Sequence[Chunk], done: Done, workers: int, teller:
     def start() -> tuple[Chunk, Callable[[], np.ndarray]] | None:
       for chunk in feed:
         with _reading(plan, chunk):
-          return chunk, reader.start(chunk)
+          return chunk, reader.start(chunk.leaf, chunk.index)
       return None
 
     ahead = start()

@@ -104,21 +104,21 @@ class Writer:
 
 
 class Reader:
-  """Reads chunks of the whole tree."""
+  """Reads slices of the arrays of a checkpoint, ours or a training run's."""
 
   def __init__(self, tree: epath.Path):
     self._tree, self._context = tree, _context()
     self._open: dict[str, ts.TensorStore] = {}
 
-  def read(self, chunk: Chunk) -> np.ndarray:
-    """The chunk as it is on the disk."""
-    return self.start(chunk)()
+  def read(self, leaf: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """The slice as it is on the disk."""
+    return self.start(leaf, index)()
 
-  def start(self, chunk: Chunk) -> Callable[[], np.ndarray]:
-    """Begins to read a chunk; what is returned waits for it."""
-    if chunk.leaf not in self._open:
-      self._open[chunk.leaf] = _opened(self._tree, chunk.leaf, self._context)
-    future = self._open[chunk.leaf][chunk.index].read()
+  def start(self, leaf: str, index: tuple[slice, ...] = ()) -> Callable[[], np.ndarray]:
+    """Begins to read a slice; what is returned waits for it."""
+    if leaf not in self._open:
+      self._open[leaf] = _opened(self._tree, leaf, self._context)
+    future = self._open[leaf][index].read()
     future.force()
     return future.result
 
