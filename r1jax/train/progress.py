@@ -122,12 +122,14 @@ class Megabytes:
     what, done, total = told
     if self._stream is None:
       return
+    whole = max(total // 10**6, 1)
+    step = whole if done == total else done // 10**6
     if self._line is None or self._line.stage != what:
       self.close()
-      self._line = Progress(what, total // 10**6, self._stream, self._clock, done // 10**6)
+      self._line = Progress(what, whole, self._stream, self._clock, step)
       self._first, self._began = done, self._clock()
     seconds = max(self._clock() - self._began, 1e-9)
-    self._line.update(done // 10**6, mb_per_s=(done - self._first) / seconds / 1e6)
+    self._line.update(step, mb_per_s=(done - self._first) / seconds / 1e6)
 
   def close(self) -> None:
     """Ends the line."""

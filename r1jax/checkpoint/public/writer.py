@@ -21,6 +21,7 @@ import asyncio
 import collections
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -140,9 +141,14 @@ def index(tree: epath.Path, template: Any) -> None:
     (jax.Array, handler := Written()), (jax.ShapeDtypeStruct, handler)
   )
   orbax = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=types)
-  for commit in asyncio.run(orbax.async_save(tree, args=ocp.args.PyTreeSave(template))):
-    commit.result()
-  orbax.finalize(tree)
+
+  def write() -> None:
+    for commit in asyncio.run(orbax.async_save(tree, args=ocp.args.PyTreeSave(template))):
+      commit.result()
+    orbax.finalize(tree)
+
+  with ThreadPoolExecutor(1) as apart:  # a notebook's own thread has an event loop already
+    apart.submit(write).result()
 
 
 def _context() -> ts.Context:
