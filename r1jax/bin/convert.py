@@ -42,6 +42,10 @@ def main(overrides: flags.Overrides) -> None:
   from r1jax.train.progress import Megabytes
 
   flags.refuse(overrides)
+  if TO.value == 'r1jax' and DTYPE.value != 'keep':
+    raise flags.UserError('--dtype goes with --to=safetensors; our checkpoints keep what was read')
+  if TO.value == 'safetensors' and PROCESSES() != (None,) * 4:
+    raise flags.UserError('--to=safetensors is the work of one process; leave --processes out')
   logging.set_verbosity(logging.WARNING)
   target = pathlib.Path(TARGET.value)
   processes.start(*PROCESSES())

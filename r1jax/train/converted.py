@@ -29,7 +29,7 @@ from r1jax.checkpoint.public.writer import Reader
 from r1jax.checkpoint.store import TREE, Store, resolve
 from r1jax.core import config, files
 from r1jax.core.errors import UserError
-from r1jax.model.config import ModelConfig, Yarn
+from r1jax.model.config import MLA, ModelConfig, Yarn
 from r1jax.sharding import processes
 from r1jax.tokenizers import gguf as gguf_tokenizer
 from r1jax.tokenizers.make import Public
@@ -120,7 +120,7 @@ def out_of(
   }
   names = original.get('architectures') or [None]
   public = describe.public(exp.model, names[0])
-  length = original.get('max_position_embeddings') or longest(exp.model)
+  length = longest(exp.model, original.get('max_position_embeddings', LENGTH))
   kind = DTYPES[dtype]
   said = str(kind or held['embedding'].dtype)
   said = describe.describe(exp.model, length, said, names[0])
@@ -144,7 +144,8 @@ def published(exp: Experiment) -> dict[str, Any]:
   return json.loads(file.read_text('utf-8')) if file.exists() else {}
 
 
-def longest(cfg: ModelConfig) -> int:
-  """The longest context that the model's own scaling names."""
-  scaling = cfg.layers[0].attention.rotary.scaling
-  return scaling.length if isinstance(scaling, Yarn) else LENGTH
+def longest(cfg: ModelConfig, otherwise: int) -> int:
+  """The longest context: of MLA under YaRN that of YaRN, which decides whether it acts."""
+  attention = cfg.layers[0].attention
+  scaling = attention.rotary.scaling
+  return scaling.length if isinstance(attention, MLA) and isinstance(scaling, Yarn) else otherwise

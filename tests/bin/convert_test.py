@@ -30,3 +30,13 @@ def test_mistakes_are_one_clear_line(tmp_path):
     assert out.stderr.startswith('error: ') and said in out.stderr
     assert out.stderr.count('\n') == 1
   assert not (tmp_path / 'out').exists()
+
+
+def test_flags_that_would_be_ignored_are_refused(tmp_path):
+  places = (f'--source={tmp_path}', f'--target={tmp_path / "out"}')
+  for more, said in (
+    (('--dtype=bfloat16',), '--dtype goes with --to=safetensors'),
+    (('--to=safetensors', '--processes=2'), '--to=safetensors is the work of one process'),
+  ):
+    out = call(*places, *more)
+    assert out.returncode == 2 and said in out.stderr

@@ -15,6 +15,7 @@ from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core import config
 from r1jax.core.errors import UserError
 from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.model import presets
 from r1jax.tokenizers.make import Public
 from r1jax.train import converted, restored
 from r1jax.train.restored import CONVERTED
@@ -123,3 +124,9 @@ def test_errors_come_before_any_output(published, workdir, tmp_path):
   with pytest.raises(UserError, match=r'has 259 ids, the embedding 250 rows: .* not of one model'):
     converted.check_vocabulary(workdir / PUBLIC, dataclasses.replace(cfg, vocab=250))
   assert not (tmp_path / 'a').exists()
+
+
+def test_the_longest_context_is_that_of_yarn_where_it_decides():
+  mla = presets.deepseek_v3()
+  assert converted.longest(mla, 4096) == 163_840
+  assert converted.longest(presets.llama_8b(), 131_072) == 131_072
