@@ -78,7 +78,7 @@ def test_blocks_of_128_and_more_than_one_chunk():
   )
 
 
-def test_more_columns_than_16_bit_indices_reach():
+def test_many_narrow_blocks():
   arrays = fp8_weights(0, (3, 257 * 2), (2, 2))
   assert_bits_equal(Dequantized(Arrays(arrays), (2, 2)).read('w.weight'), by_torch(arrays, (2, 2)))
 
@@ -173,8 +173,19 @@ def test_a_weight_that_is_no_matrix():
     Dequantized(Arrays(arrays))
 
 
-def test_the_table_of_values_is_ml_dtypes():
-  assert fp8.VALUES[[0, 1, 0x38, 0x7E, 0xFE]].tolist() == [0, 2**-9, 1, 448, -448]
+def test_every_code_is_what_ml_dtypes_makes_of_it():
+  codes = np.arange(256, dtype=np.uint8)[None].view(FP8)
+  found = fp8.dequantize(codes, np.ones((1, 2), np.float32))
+  np.testing.assert_array_equal(found.astype(np.float32), codes.astype(np.float32))
+  zeros = np.signbit(found.astype(np.float32)[0, [0, 128]])
+  assert zeros.tolist() == [False, True]
+
+
+def test_a_leaf_that_is_transposed_is_not_copied():
+  """Ours are [in, out] or [in, heads, width]: in memory order as they come."""
+  found = fp8.dequantize(np.zeros((256, 384), FP8), np.ones((2, 3), np.float32))
+  assert found.shape == (256, 384) and found.T.flags.c_contiguous
+  assert found.reshape(4, 64, 384).transpose(2, 0, 1).flags.c_contiguous
 
 
 def test_scales_may_be_bfloat16_as_those_of_qwen_3_are():
