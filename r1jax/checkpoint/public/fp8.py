@@ -27,6 +27,7 @@ from r1jax.core.errors import UserError
 SUFFIX = '_scale_inv'
 BFLOAT16, FP8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 
+
 class Dequantized:
   """The tensors with scales applied: no fp8, no scales; all others as they are."""
 
