@@ -16,6 +16,16 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile('r1jax', deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile('r1jax')
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """Programs half as fast are made in half the time: for tests that compiling dominates."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)

@@ -1,13 +1,13 @@
 """The notebooks run from top to bottom, shortened by their parameters."""
 
-import json
 import pathlib
 
 import nbclient
 import nbformat
 import pytest
-import tokenizers
 import transformers
+
+from tests.published import chat_folder
 
 COLAB = pathlib.Path(__file__).parents[2] / 'colab'
 # The quickstart in seconds: a small model, few steps, few problems.
@@ -51,34 +51,17 @@ def test_the_quickstart_notebook(monkeypatch, tmp_path):
   assert answers.count('9 - 8 + 7 - 6') == 1 and '7 - 2 + 9 - 5\n' in answers
 
 
-CHAT = (
-  "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
-  '{% if add_generation_prompt %}<s>{% endif %}'
-)
-
-
 @pytest.fixture
 def published(tmp_path):
   """A Llama of one layer in the form of a download, with a tokenizer that knows the questions."""
   folder = tmp_path / 'published'
-  made = tokenizers.Tokenizer(tokenizers.models.BPE())
-  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  made.decoder = tokenizers.decoders.ByteLevel()
-  alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=400, special_tokens=['<s>', '</s>'], initial_alphabet=alphabet
-  )
-  made.train_from_iterator(
-    ['State the final answer to the following arithmetic problem: 4 - 2 ='] * 9, trainer
-  )
   config = transformers.LlamaConfig(
     vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
     num_attention_heads=2, num_key_value_heads=1, bos_token_id=0, eos_token_id=1,
   )  # fmt: skip
   transformers.LlamaForCausalLM(config).save_pretrained(folder)
-  made.save(str(folder / 'tokenizer.json'))
-  said = {'eos_token': '</s>', 'bos_token': '<s>', 'chat_template': CHAT}
-  (folder / 'tokenizer_config.json').write_text(json.dumps(said))
+  question = 'State the final answer to the following arithmetic problem: 4 - 2 ='
+  chat_folder(folder, [question] * 9, vocab=400)
   return folder
 
 

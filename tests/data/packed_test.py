@@ -36,6 +36,9 @@ LENGTH = 40
 TOLERANCE = 1e-6
 
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
 def make_rows():
   """Rows of 1 … 16 inputs, some with masked prompts."""
   rng = np.random.default_rng(0)
@@ -44,14 +47,6 @@ def make_rows():
     prompt = n // 3 * (n % 2)
     made.append(Row(rng.integers(0, 64, n + 1), np.arange(n + 1) >= prompt))
   return made
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling dominates these tests; programs half as fast are made in half the time."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')

@@ -32,12 +32,7 @@ PROMPTS = np.random.default_rng(0).integers(0, 32, (B, P)).astype(np.int32)
 GREEDY = Sampling(temperature=0.0)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling dominates these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

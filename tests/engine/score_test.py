@@ -28,12 +28,7 @@ TEXT = np.random.default_rng(0).integers(0, CFG.vocab, (8, 60))
 ROWS = [TEXT[i % 8, :n].tolist() for i, n in enumerate((2, 60, 17, 18, 1, 9, 33, 40, 25, 26, 3))]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling dominates these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

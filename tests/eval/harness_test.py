@@ -10,11 +10,9 @@ import os
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # before the libraries are imported
 
 import datasets
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
 from einops import rearrange
@@ -30,6 +28,7 @@ from r1jax.model.config import GQA, Dense, Layer, ModelConfig, Rope
 from r1jax.tokenizers.byte import ByteTokenizer
 from r1jax.tokenizers.hf import HfTokenizer
 from r1jax.tokenizers.public import PublicTokenizer
+from tests.published import byte_pairs
 
 CONTEXT, D, LAYERS = 48, 32, 2
 TEXT = ['the cat sat on the mat and the dog sat on the log', 'hello world, hello all of the world']
@@ -41,28 +40,14 @@ CHAT = (
 GREEDY = Sampling(temperature=0.0)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling dominates these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')
 def tokenizer_json(tmp_path_factory):
   """Bytes and a few merges."""
-  made = tokenizers.Tokenizer(tokenizers.models.BPE())
-  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  made.decoder = tokenizers.decoders.ByteLevel()
-  alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=290, special_tokens=list(SPECIAL.values()), initial_alphabet=alphabet
-  )
-  made.train_from_iterator(TEXT * 9, trainer)
   path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
-  made.save(str(path))
-  return path
+  return byte_pairs(path, TEXT * 9, vocab=290, special=list(SPECIAL.values()))
 
 
 @pytest.fixture(scope='module')

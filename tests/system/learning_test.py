@@ -7,7 +7,6 @@ import pathlib
 import random
 import string
 
-import jax
 import numpy as np
 import pytest
 
@@ -38,6 +37,9 @@ from r1jax.train.telemetry import Timers
 LAYER = Layer(GQA(heads=2, kv_heads=1, head=16, std=0.1), Dense(64, std=0.1))
 CFG = ModelConfig(265, 32, (LAYER,) * 2, tied=True, std=0.1, remat='none')
 LETTERS = 'abcd'
+
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def make(seed):
@@ -124,11 +126,3 @@ def test_grpo_reward_rises():
   reward = [f['reward'] for f in figures]
   assert reward[0] < 0.25 and np.mean(reward[-3:]) > 0.8
   assert max(f['sampled_difference'] for f in figures) < 1e-4
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling dominates these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)

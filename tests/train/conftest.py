@@ -4,7 +4,6 @@ import dataclasses
 import io
 import pathlib
 
-import jax
 import pytest
 
 from r1jax.algos.grpo import GRPO
@@ -47,11 +46,8 @@ SMOOTH = AdamW(Constant(1e-2), eps=1e-2)
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling dominates these tests; programs half as fast are made in half the time."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+def quickly(quick_compilation):
+  """Compiling dominates these tests."""
 
 
 @pytest.fixture(scope='session')

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
-import tokenizers
 import torch
 import transformers
 
@@ -20,11 +19,8 @@ from r1jax.tokenizers.make import Public
 from r1jax.train import converted, restored
 from r1jax.train.restored import CONVERTED
 from r1jax.train.run import PUBLIC, keep_tokenizer
+from tests.published import chat_folder
 
-CHAT = (
-  "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
-  '{% if add_generation_prompt %}<s>{% endif %}'
-)
 silent = lambda told: None
 
 
@@ -32,23 +28,13 @@ silent = lambda told: None
 def published(tmp_path_factory):
   """A Qwen 2 of two layers with a tokenizer of bytes."""
   folder = tmp_path_factory.mktemp('published') / 'tiny-qwen'
-  made = tokenizers.Tokenizer(tokenizers.models.BPE())
-  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  made.decoder = tokenizers.decoders.ByteLevel()
-  alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=260, special_tokens=['<s>', '</s>'], initial_alphabet=alphabet
-  )
-  made.train_from_iterator(['a b'], trainer)
   config = transformers.Qwen2Config(
     vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
   )  # fmt: skip
   torch.manual_seed(0)
   transformers.Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-  made.save(str(folder / 'tokenizer.json'))
-  said = {'eos_token': '</s>', 'bos_token': '<s>', 'chat_template': CHAT}
-  (folder / 'tokenizer_config.json').write_text(json.dumps(said))
+  chat_folder(folder, ['a b'], vocab=260)
   return folder
 
 

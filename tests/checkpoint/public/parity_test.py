@@ -22,12 +22,7 @@ T = 20
 TOKENS = np.random.default_rng(0).integers(1, 96, (2, T))
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Compiling dominates these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def states(cfg, params, tokens=TOKENS):
