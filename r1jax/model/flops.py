@@ -3,10 +3,11 @@
 A token's forward pass multiplies each matrix it meets once, 2 flops a number: attention, dense or
 shared and active experts (never the idle ones), router, and the head for the main model and each
 prediction depth. Attention scores and their weighted sum take 2·heads·(key + value width) more for
-each position that the token sees; causal, so a segment of n tokens sees n(n+1)/2 in all. Embedding
-lookups, norms, softmax and rotations are not counted. Backward is twice the forward, so
+each position that the token sees; causal, so a segment of n tokens sees n(n+1)/2 in all, through a
+window of w at most w a token. Embedding lookups, norms, softmax and rotations are not counted.
+Backward is twice the forward, so
 
-    training = 3 · (tokens · 2·matrices + visible · Σ_layers 2·heads·(key + value))
+    training = 3 · (tokens · 2·matrices + Σ_layers visible · 2·heads·(key + value))
 
 which for short contexts is the familiar 6·N a token. What is computed again under remat is the
 implementation's cost and not the model's: MFU counts 3 forwards, never 4.
@@ -18,7 +19,7 @@ Sources: PaLM (arXiv 2204.02311, appendix B) for the convention, of which this i
 
 from collections.abc import Iterable
 
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE
+from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Window
 
 
 def training_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
@@ -29,10 +30,18 @@ def training_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
 def forward_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
   """Model flops of one forward pass over segments of these lengths, heads included."""
   lengths = [int(n) for n in lengths]  # Python's integers do not overflow
-  visible = sum(n * (n + 1) // 2 for n in lengths)
   layers = (*cfg.layers, *cfg.mtp)
-  pairs = sum(pair_width(layer.attention) for layer in layers)
-  return 2 * (sum(lengths) * active_matrices(cfg) + visible * pairs)
+  pairs = sum(visible(a, n) * pair_width(a) for a in (x.attention for x in layers) for n in lengths)
+  return 2 * (sum(lengths) * active_matrices(cfg) + pairs)
+
+
+def visible(cfg: MLA | GQA, length: int) -> int:
+  """Pairs of a query and a position it sees, over a segment."""
+  match cfg:
+    case GQA(pattern=Window(window)) if window < length:
+      return window * (window + 1) // 2 + (length - window) * window
+    case _:
+      return length * (length + 1) // 2
 
 
 def active_matrices(cfg: ModelConfig) -> int:

@@ -2,7 +2,8 @@
 
 R1 and its students: `deepseek_v3` (arXiv 2412.19437), `qwen_1b5` … `qwen_32b`, `llama_8b`,
 `llama_70b` (2501.12948), `deepseek_v2_lite` (2405.04434), `smollm2_135m`. Each equals what
-r1jax.bin.convert makes of its config.json, initial spread apart.
+r1jax.bin.convert makes of its config.json, initial spread and dtype apart; the tests hold qwen_7b,
+qwen_14b, qwen_32b and llama_70b by their numbers of parameters alone.
 """
 
 from r1jax.model.config import GQA, MLA, Dense, Layer, Llama3, ModelConfig, MoE, Rope, Yarn

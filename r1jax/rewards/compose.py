@@ -46,9 +46,9 @@ def compose(weights: Mapping[str, float], parts: Mapping[str, float]) -> float:
 
 
 def last_number(completion: str) -> Spans:
-  """The last number behind the thought, if there is one; well formed where there is a number."""
+  """The last number behind the thought, if it is closed; well formed where there is one."""
   before, closed, after = completion.rpartition(THINK_CLOSE)
-  found = _NUMBER.findall(after)
+  found = [] if THINK_OPEN in after else _NUMBER.findall(after)
   answer = found[-1].replace(',', '').replace('−', '-') if found else None
   return Spans(before.removeprefix(THINK_OPEN) if closed else None, answer, answer is not None)
 
@@ -73,4 +73,4 @@ def judge(
     # Without a thought there is nothing consistent: a missing one must not earn the reward.
     'language': language.consistency(span.think, weights.target) if span.think is not None else 0.0,
   }
-  return Grade(outcome, compose(weights.table(), parts), parts)
+  return Grade(outcome, compose(weights.table(), parts), parts, open=form == 'last_number')

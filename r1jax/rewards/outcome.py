@@ -15,8 +15,12 @@ class Outcome(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Grade:
-  """`reward` is what RL maximizes; `parts` are its unweighted terms, for the log."""
+  """`reward` is what RL maximizes; `parts` are its unweighted terms, for the log.
+
+  open: nothing in the text closes its answer, so it counts only if the completion ended by itself.
+  """
 
   outcome: Outcome
   reward: float
   parts: dict[str, float] = dataclasses.field(default_factory=dict)
+  open: bool = False

@@ -100,6 +100,17 @@ def texts(tok: Tokenizer, samples: Samples, prefix: Sequence[int] = ()) -> list[
   return [tok.opened + tok.decode(ids) for ids in rows]
 
 
+def graded(
+  grade: Grader, asked: Sequence[Example], written: Sequence[str], samples: Samples
+) -> list[Grade]:
+  """Grades; a completion that the limit cut has no answer, unless something closed it: the last
+  number that it happened to reach is not what it would have said.
+  """
+  grades = grade(list(zip(asked, written, strict=True)))
+  cut = lambda g: Grade(Outcome.UNPARSEABLE, 0.0, dict.fromkeys(g.parts, 0.0))
+  return [cut(g) if g.open and not end else g for g, end in zip(grades, samples.stopped_B.tolist())]
+
+
 def telemetry(samples: Samples, texts: Sequence[str], grades: Sequence[Grade]) -> dict[str, float]:
   """Means over samples: reward, its parts, outcomes, length in tokens, self-checks, form."""
   outcome = {o: float(np.mean([g.outcome is o for g in grades])) for o in Outcome}

@@ -7,7 +7,7 @@ would otherwise outweigh everything else.
 from collections.abc import Iterable
 
 from r1jax.core.errors import UserError
-from r1jax.tokenizers.tokenizer import BOS, EOS, MARKERS, PAD, known, marked_prompt
+from r1jax.tokenizers.tokenizer import BOS, EOS, MARKERS, PAD, TAGS, known, marked_prompt
 
 _ID = {marker: 256 + i for i, marker in enumerate(MARKERS)}
 _BYTES = [bytes([i]) for i in range(256)] + [marker.encode() for marker in MARKERS]
@@ -19,6 +19,7 @@ class ByteTokenizer:
   vocab = len(_BYTES)
   pad, bos, eos = _ID[PAD], _ID[BOS], _ID[EOS]
   stops = (eos,)
+  special = frozenset(_ID[marker] for marker in MARKERS if marker not in TAGS)
   opened = ''
 
   def encode(self, text: str) -> list[int]:

@@ -32,7 +32,9 @@ def render_solution(tok: Tokenizer, thought: str, answer: str) -> list[int]:
   ]
 
 
-def render(tok: Tokenizer, question: str, thought: str, answer: str) -> tuple[list[int], list[int]]:
+def render(
+  tok: Tokenizer, question: str, thought: str, answer: str, system: str | None = None
+) -> tuple[list[int], list[int]]:
   """(ids, mask): mask is 1 on the completion, end token included, whatever its id."""
-  prompt, completion = tok.prompt(question), render_solution(tok, thought, answer)
+  prompt, completion = tok.prompt(question, system), render_solution(tok, thought, answer)
   return prompt + completion, [0] * len(prompt) + [1] * len(completion)

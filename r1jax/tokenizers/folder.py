@@ -14,12 +14,19 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from r1jax.core.errors import UserError
 from r1jax.tokenizers.template import ChatTemplate
 
+BESIDE = (  # what is published beside the weights
+  *('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json'),
+  *('special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja', 'chat_template.json'),
+  *('tokenizer.model', 'vocab.json', 'merges.txt', 'LICENSE', 'LICENSE.txt', 'README.md'),
+)
+UNFINISHED = '{}.tmp'  # a folder that `keep` has not completed
 ROLES = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
 
@@ -32,6 +39,28 @@ class Folder:
   ends_file: pathlib.Path
   begins: bool | None  # whether a text begins with bos; None leaves it to tokenizer.json
   template: ChatTemplate | None
+
+
+def published(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+  """What a folder holds of BESIDE."""
+  paths = [pathlib.Path(folder, name) for name in BESIDE]
+  try:
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+  except OSError as e:
+    raise UserError(f'cannot read {e.filename} ({e.strerror}); mend that and start again') from e
+
+
+def keep(held: Mapping[str, bytes], folder: pathlib.Path) -> None:
+  """Makes a folder of these files, in place of one of that name; a new one is whole or absent."""
+  made = folder.with_name(UNFINISHED.format(folder.name))
+  if made.exists():
+    shutil.rmtree(made)  # of a start that was killed
+  made.mkdir(parents=True)
+  for name, text in held.items():
+    (made / name).write_bytes(text)
+  if folder.exists():
+    shutil.rmtree(folder)
+  made.rename(folder)
 
 
 def read(folder: str | os.PathLike[str]) -> Folder:

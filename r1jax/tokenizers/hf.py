@@ -59,6 +59,8 @@ class HfTokenizer:
     self.pad = template.token_to_id(pad or eos)
     self.bos = template.token_to_id(bos) if bos else None
     self.stops = tuple(dict.fromkeys([self.eos, *map(template.token_to_id, stops)]))
+    ends = {self.pad, *self.stops} | {self.bos} - {None}
+    self.special = frozenset(ends.union(i for i, t in tokens.items() if t.special))
     # Not the vocabulary's size: ids may have gaps.
     self.vocab = 1 + max(template.get_vocab(with_added_tokens=True).values())
     reserved = {i for ids in self._ids.values() for i in ids if i in added} | set(self.stops)
@@ -125,7 +127,7 @@ def plain(text: str, reserved: set[int]) -> Any:
   import tokenizers
 
   spec = json.loads(text)
-  for token in spec['added_tokens']:
+  for token in spec.get('added_tokens', ()):
     token['special'] = token['id'] in reserved
   made = tokenizers.Tokenizer.from_str(json.dumps(spec))
   made.encode_special_tokens = True

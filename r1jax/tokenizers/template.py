@@ -2,9 +2,10 @@
 
 The environment is the one that `transformers` gives them (`apply_chat_template`): blocks trimmed,
 loop controls, `{% generation %}`, `tojson` that leaves text as it is, `raise_exception` and
-`strftime_now`. The latter tells one fixed day, the one that Meta's templates fall back to: a prompt
-is a function of its messages, today and in ten years. A template comes from strangers: Jinja's
-immutable sandbox keeps it from Python's internals and bounds its ranges.
+`strftime_now`. The latter tells one fixed day, the one that Meta's templates fall back to, and what
+draws at random is taken out: a prompt is a function of its messages, today and in ten years. A
+template comes from strangers: Jinja's immutable sandbox keeps it from Python's internals and bounds
+its ranges.
 
 Injection. A message may hold the text of a control token ('<|im_end|>'). `Guard` swaps the first
 character of each such place for a private one that occurs neither in the messages nor in the
@@ -29,6 +30,10 @@ from r1jax.core.text import THINK_CLOSE, THINK_OPEN
 TODAY = datetime.date(2024, 7, 26)
 _PRIVATE = (0xF0000, 0xFFFFE)  # characters to which Unicode gives no meaning
 THOUGHT = (THINK_OPEN, THINK_CLOSE)
+FAILURES = (  # of a stranger's program; recursion without end is a RuntimeError
+  *(jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError),
+  *(RuntimeError, MemoryError),
+)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -50,11 +55,12 @@ class ChatTemplate:
       trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     env.filters['tojson'] = _tojson
+    del env.filters['random'], env.globals['lipsum']
     env.globals |= {'raise_exception': _refuse, 'strftime_now': TODAY.strftime}
     self.source, self._where = source, where
     try:
       self._compiled = env.from_string(source)
-    except jinja2.TemplateError as e:
+    except FAILURES as e:
       raise UserError(
         f'{where}: the chat template is not Jinja that can be compiled ({_line(e)}); mend it'
       ) from e
@@ -71,7 +77,7 @@ class ChatTemplate:
         add_generation_prompt=add_generation_prompt,
         **texts,
       )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as e:
+    except FAILURES as e:
       roles = ', '.join(m['role'] for m in messages)
       raise UserError(
         f'{self._where}: the chat template refuses messages of the roles {roles} ({_line(e)}); '
@@ -132,4 +138,4 @@ def _refuse(message: str) -> None:
 
 
 def _line(e: Exception) -> str:
-  return ' '.join(str(e).split())
+  return ' '.join(str(e).split()) or type(e).__name__

@@ -26,6 +26,7 @@ class Tokenizer(Protocol):
   bos: int | None
   eos: int
   stops: tuple[int, ...]  # any of these ends a completion; eos is among them
+  special: frozenset[int]  # control tokens, stops and padding among them: no words of an answer
   opened: str  # what prompts hold of the completion already, such as '<think>\n'; mostly ''
 
   def encode(self, text: str) -> list[int]:
@@ -33,7 +34,10 @@ class Tokenizer(Protocol):
     ...
 
   def encode_special(self, marker: str) -> list[int]:
-    """Token ids of one of MARKERS, as this tokenizer writes it: none, one or several."""
+    """Token ids of one of MARKERS, as this tokenizer writes it: none, one or several.
+
+    USER and ASSISTANT are known where prompts are made of markers; a public template has its own.
+    """
     ...
 
   def prompt(self, question: str, system: str | None = None) -> list[int]:

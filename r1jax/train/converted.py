@@ -6,10 +6,12 @@
 `generate`, `evaluate` and `train --config.init` take the workdir by its path.
 """
 
+import contextlib
 import json
+import os
 import pathlib
-import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -17,11 +19,13 @@ import numpy as np
 from etils import epath
 
 from r1jax.checkpoint import leaves
+from r1jax.checkpoint.errors import reason
 from r1jax.checkpoint.public import describe, export
 from r1jax.checkpoint.public.convert import convert
-from r1jax.checkpoint.public.gguf import Gguf
+from r1jax.checkpoint.public.gguf_names import Renamed
 from r1jax.checkpoint.public.manifest import fingerprint
-from r1jax.checkpoint.public.source import find_gguf, open_source
+from r1jax.checkpoint.public.safetensors import INDEX, TEMPORARY, told
+from r1jax.checkpoint.public.source import open_source
 from r1jax.checkpoint.public.spread import Progress
 from r1jax.checkpoint.public.target import check_free
 from r1jax.checkpoint.public.weights import Weights
@@ -31,6 +35,7 @@ from r1jax.core import config, files
 from r1jax.core.errors import UserError
 from r1jax.model.config import MLA, ModelConfig, Yarn
 from r1jax.sharding import processes
+from r1jax.tokenizers import folder as folders
 from r1jax.tokenizers import gguf as gguf_tokenizer
 from r1jax.tokenizers.make import Public
 from r1jax.tokenizers.make import make as make_tokenizer
@@ -39,12 +44,6 @@ from r1jax.train.experiment import Experiment
 from r1jax.train.restored import described
 from r1jax.train.run import PUBLIC
 
-TOKENIZER = 'tokenizer.json'
-BESIDE = (
-  *('config.json', 'generation_config.json', TOKENIZER, 'tokenizer_config.json'),
-  *('special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja', 'chat_template.json'),
-  *('tokenizer.model', 'vocab.json', 'merges.txt', 'LICENSE', 'LICENSE.txt', 'README.md'),
-)
 DTYPES = {'keep': None, 'float32': np.dtype('float32'), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 LENGTH = 4096  # of a model whose longest context nothing says
 
@@ -53,53 +52,86 @@ def into(
   source: pathlib.Path, target: pathlib.Path, workers: int, say: Callable[[Progress], None]
 ) -> Experiment:
   """Converts a public checkpoint, by every process; after an interruption it goes on."""
-  weights = processes.together(lambda: open_source(source))
+  weights, which = processes.together(lambda: opened(source))
   folder = target / PUBLIC
-  name, cfg = source.resolve().stem, weights.public.model
-  exp = Experiment(name, cfg, None, (), tokenizer=Public(str(folder)))
-  check_free(epath.Path(target), (PUBLIC,))
-  processes.together(lambda: processes.leader() and weights.check_copies())
-  processes.together(lambda: processes.leader() and bring(source, weights, folder))
-  processes.together(lambda: check_vocabulary(folder, cfg))
+  exp = Experiment(named(source), weights.public.model, None, (), tokenizer=Public(str(folder)))
+  ours = (PUBLIC, folders.UNFINISHED.format(PUBLIC))
+
+  def check() -> dict[str, bytes]:
+    check_free(epath.Path(target), ours)
+    with reading(source):
+      held = gather(source, weights)
+      weights.check_copies()
+    return held
+
+  held = processes.together(lambda: check() if processes.leader() else {})
   meta = {
     'experiment': json.loads(config.to_json(exp)),
     'stage': None,
     'step': 0,
     'position': None,
     'pending': None,
-    'provenance': provenance.record(),
+    'provenance': processes.together(provenance.record),
   }
   convert(
-    weights, target, meta, source=fingerprint(source), beside=(PUBLIC,), workers=workers, say=say
-  )
+    weights, target, meta, source=which, beside=ours, bring=lambda: folders.keep(held, folder),
+    workers=workers, say=say,
+  )  # fmt: skip
   return exp
 
 
-def bring(source: pathlib.Path, weights: Weights, folder: pathlib.Path) -> None:
-  """Puts config.json, tokenizer and what else was published into a folder."""
-  folder.mkdir(parents=True, exist_ok=True)
-  file = find_gguf(source)
-  if file is None:
-    for name in BESIDE:
-      if (source / name).is_file():
-        shutil.copyfile(source / name, folder / name)
-    return
-  gguf = Gguf(file)
-  length = gguf.metadata.get(f'{gguf.metadata["general.architecture"]}.context_length', LENGTH)
-  said = describe.describe(weights.public.model, length, 'float32', weights.public.architecture)
-  files.write_json(folder / 'config.json', said)
-  gguf_tokenizer.write(gguf.metadata, folder, str(file))
+def opened(source: pathlib.Path) -> tuple[Weights, dict[str, list[int]]]:
+  """The weights, and the fingerprint of the files that a conversion reads."""
+  with reading(source):
+    weights = open_source(source)
+    paths = {pathlib.Path(tensor.file) for tensor in weights.tensors.table.values()}
+    if not isinstance(weights.tensors, Renamed):
+      paths |= {source / name for name in (INDEX, *folders.BESIDE)}
+    return weights, fingerprint(paths)
 
 
-def check_vocabulary(folder: pathlib.Path, cfg: ModelConfig) -> None:
-  """The tokenizer, if one came along, gives no id that the model has no row for."""
-  if not (folder / TOKENIZER).exists():
-    return
-  tok = make_tokenizer(Public(str(folder)))
+def named(source: pathlib.Path) -> str:
+  """'Tiny-1.5B' of downloads/Tiny-1.5B or Tiny-1.5B.gguf; a link's own name."""
+  return os.path.basename(os.path.abspath(source)).removesuffix('.gguf')
+
+
+@contextlib.contextmanager
+def reading(source: pathlib.Path) -> Iterator[None]:
+  """Says in one line why the source cannot be read."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f'cannot read {error.filename or source} ({reason(error)}); mend that and start the same '
+      'command again'
+    ) from error
+
+
+def gather(source: pathlib.Path, weights: Weights) -> dict[str, bytes]:
+  """config.json, tokenizer and what else was published, once the tokenizer fits the model."""
+  cfg = weights.public.model
+  if not isinstance(weights.tensors, Renamed):
+    check_vocabulary(source, source, cfg)
+    return folders.published(source)
+  data, file = weights.tensors.gguf.metadata, weights.tensors.gguf.path
+  length = data.get(f'{data["general.architecture"]}.context_length', LENGTH)
+  said = describe.describe(cfg, length, 'float32', weights.public.architecture)
+  with tempfile.TemporaryDirectory() as made:
+    files.write_json(pathlib.Path(made, 'config.json'), said)
+    gguf_tokenizer.write(data, made, str(file))
+    check_vocabulary(made, file, cfg)
+    return folders.published(made)
+
+
+def check_vocabulary(
+  folder: str | os.PathLike[str], source: pathlib.Path, cfg: ModelConfig
+) -> None:
+  """There is a tokenizer, and it gives no id that the model has no row for."""
+  tok = make_tokenizer(Public(os.fspath(folder)))
   if tok.vocab > cfg.vocab:
     raise UserError(
-      f'{folder / TOKENIZER} has {tok.vocab} ids, the embedding {cfg.vocab} rows: tokenizer and '
-      'weights are not of one model'
+      f'the tokenizer of {source} has {tok.vocab} ids, the embedding {cfg.vocab} rows: tokenizer '
+      'and weights are not of one model'
     )
 
 
@@ -108,11 +140,15 @@ def out_of(
 ) -> dict[str, Any]:
   """Writes a checkpoint as safetensors with config.json and tokenizer; gives config.json."""
   directory, step = resolve(source)
-  if target.exists() and any(target.iterdir()):
+  with told(f'{target}'):
+    strange = target.exists() and any(not p.name.endswith(TEMPORARY) for p in target.iterdir())
+  if strange:
     raise UserError(f'{target} is not empty; give a new folder as --target')
   store = Store(directory)
   exp = described(directory, store.meta(step))
-  original = published(exp)
+  own = isinstance(exp.tokenizer, Public)
+  beside = folders.published(exp.tokenizer.path) if own else {}
+  original = json.loads(beside.pop('config.json', '{}'))
   held = {
     name.removeprefix('params/'): leaves.parse(said)
     for name, said in store.describe(step).items()
@@ -127,21 +163,9 @@ def out_of(
   kept = {k: v for k, v in original.items() if k.endswith('_token_id')}
   reader = Reader(epath.Path(directory) / str(step) / TREE)
   read = lambda path, index: reader.read(f'params/{path}', index)
-  for done, total in export.write(public, held, read, target, said | kept, kind):
+  for done, total in export.write(public, held, read, target, said | kept, kind, beside):
     say(Progress('written', done, total))
-  if isinstance(exp.tokenizer, Public):
-    for name in BESIDE[1:]:
-      if (pathlib.Path(exp.tokenizer.path) / name).is_file():
-        shutil.copyfile(pathlib.Path(exp.tokenizer.path) / name, target / name)
   return said
-
-
-def published(exp: Experiment) -> dict[str, Any]:
-  """The config.json that a model came with, {} for one that was born here."""
-  if not isinstance(exp.tokenizer, Public):
-    return {}
-  file = pathlib.Path(exp.tokenizer.path) / 'config.json'
-  return json.loads(file.read_text('utf-8')) if file.exists() else {}
 
 
 def longest(cfg: ModelConfig, otherwise: int) -> int:

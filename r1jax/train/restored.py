@@ -25,13 +25,14 @@ from r1jax.tasks.task import Example
 from r1jax.tokenizers.make import Public
 from r1jax.tokenizers.make import make as make_tokenizer
 from r1jax.tokenizers.tokenizer import Tokenizer
-from r1jax.train import parameters
+from r1jax.train import parameters, provenance
 from r1jax.train.experiment import Experiment
 from r1jax.train.progress import Progress
 from r1jax.train.run import PUBLIC
 
 CONVERTED = 'converted'
 CONTEXT = 2048  # tokens, for lm_eval, of a model whose config.json does not lie beside it
+LONGEST = 4096  # tokens, for lm_eval, unless asked for: what it costs grows with the square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,14 @@ def load(
 
 def described(directory: epath.Path, meta: dict[str, Any]) -> Experiment:
   """The config of a checkpoint; a public model's tokenizer lies beside its checkpoints."""
-  exp = config.from_dict(Experiment, meta['experiment'])
+  try:
+    exp = config.from_dict(Experiment, meta['experiment'])
+  except UserError as error:
+    git = meta.get('provenance', {}).get('git')
+    raise UserError(
+      f'{directory}: {error}; the checkpoint was written by r1jax '
+      f'{provenance.short(git) if git else "of an unknown revision"}, use that one'
+    ) from error
   beside = directory.parent / PUBLIC if directory.name == FOLDER else directory / PUBLIC
   if isinstance(exp.tokenizer, Public) and beside.exists():
     exp = dataclasses.replace(exp, tokenizer=Public(str(beside)))
@@ -105,14 +113,23 @@ def harness(
   limit: int | None = None,
   shots: int | None = None,
   chat: bool = False,
+  context: int | None = None,
 ) -> dict[str, dict[str, float]]:
-  """Figures of lm_eval's tasks (eval/harness.py); the context is the one that was published."""
+  """Figures of lm_eval's tasks (eval/harness.py); `context` is at most the one published."""
   config = epath.Path(getattr(model.exp.tokenizer, 'path', '')) / 'config.json'
   said = json.loads(config.read_text()) if config.exists() else {}
+  published = said.get('max_position_embeddings')
+  if context is None:
+    context = min(published or CONTEXT, LONGEST)
+  if published is not None and context > published:
+    raise UserError(
+      f'--lm_eval_context={context}: the model was published for {published} tokens; give that '
+      'at most'
+    )
   progress = Progress('lm_eval', 0)
   lm = lm_eval.language_model(
     model.params, model.exp.model, model.tok, model.engine,
-    context=said.get('max_position_embeddings', CONTEXT), announce=progress.compiling,
+    context=context, announce=progress.compiling,
   )  # fmt: skip
   return lm_eval.run(lm, tasks, folder, limit=limit, shots=shots, chat=chat)
 

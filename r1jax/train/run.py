@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -29,6 +28,7 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import processes
 from r1jax.tasks.make import make as make_task
 from r1jax.tasks.task import Task
+from r1jax.tokenizers import folder
 from r1jax.tokenizers.make import Public
 from r1jax.tokenizers.make import make as make_tokenizer
 from r1jax.tokenizers.tokenizer import Tokenizer
@@ -113,10 +113,10 @@ def shared(grade: Grader) -> Grader:
   def split(calls: Any) -> list[Grade]:
     part = list(calls)[processes.index() :: processes.count()]
     mine = processes.together(lambda: grade(part))
-    told = processes.exchange([(g.outcome.value, g.reward, g.parts) for g in mine])
+    told = processes.exchange([(g.outcome.value, g.reward, g.parts, g.open) for g in mine])
     grades: list[Any] = [None] * len(calls)
     for i, part in enumerate(told):
-      grades[i :: len(told)] = [Grade(Outcome(o), reward, parts) for o, reward, parts in part]
+      grades[i :: len(told)] = [Grade(Outcome(o), *rest) for o, *rest in part]
     return grades
 
   return split if processes.count() > 1 else grade
@@ -150,7 +150,7 @@ def keep_tokenizer(exp: Experiment, workdir: pathlib.Path) -> None:
   """A public tokenizer's files into the workdir, which is then whole wherever it goes."""
   target = workdir / PUBLIC
   if isinstance(exp.tokenizer, Public) and not target.exists():
-    shutil.copytree(exp.tokenizer.path, target)
+    folder.keep(folder.published(exp.tokenizer.path), target)
 
 
 def build(

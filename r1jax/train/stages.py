@@ -45,7 +45,7 @@ def run_supervised(run: Run, stage: SFT | Pretrain, point: Point, keeper: Keeper
   length = None
   for segment in supervised.segments(stage, run.exp.model):
     changed = length not in (None, segment.shape.length)
-    if changed and point.step == segment.first:
+    if changed and point.position is not None and point.step == segment.first:
       # What is left of the block was packed to another length.
       point = dataclasses.replace(point, position=stream.next_block(point.position))
     if point.step < segment.last:
@@ -201,7 +201,8 @@ def rollout(run: Run, stage: RL, params: Any, step: int) -> Trajectories:
     )  # fmt: skip
   with run.timers('reward'):
     written = collect.texts(run.tok, samples)
-    grades = run.grade([(e, t) for e, t in zip((e for e in asked for _ in range(group)), written)])
+    repeated = [e for e in asked for _ in range(group)]
+    grades = collect.graded(run.grade, repeated, written, samples)
   return Trajectories(prompts_BP, lengths_B, samples, written, grades)
 
 
@@ -217,8 +218,13 @@ def prepare(
   reference_BL = processes.fetch(refer(state.reference, placed)) if a.beta else None
   old_BL = processes.fetch(score(state.params, placed)) if a.old == 'recomputed' else None
   used, length = int(t.prompt_lengths_B.sum() + t.samples.length_B.sum()), batch.sampled_BL.shape[1]
-  # Trained on once, and once more in a forward pass by the rollout.
-  work = 4 / 3 * used * flops.training_flops(run.exp.model, [length]) / length
+  # Trained on once; forward alone, without prediction modules, by the rollout and for what the
+  # objective compares with.
+  forwards = 1 + bool(a.beta) + (a.old == 'recomputed')
+  alone = dataclasses.replace(run.exp.model, mtp=())
+  row = flops.training_flops(run.exp.model, [length])
+  row += forwards * flops.forward_flops(alone, [length])
+  work = used * row / length
   figures = collect.telemetry(t.samples, t.texts, t.grades) | {'tokens': used, 'flops': work}
   return Pending(batch._replace(ref_BL=reference_BL, old_BL=old_BL), 0, {}, figures)
 

@@ -35,6 +35,7 @@ from r1jax.checkpoint.public import families, names, options
 from r1jax.checkpoint.public.safetensors import Writer
 from r1jax.checkpoint.store import Store
 from tests.benchmarks.bars import bar, machine
+from tests.published import chat_folder
 
 GIB = 1 << 30
 PIECE = 3 * GIB  # bytes saved at a time from memory
@@ -84,6 +85,7 @@ def publish(folder: pathlib.Path, layers: int) -> list[tuple[int, ...]]:
 def table_of(folder: pathlib.Path, layers: int) -> dict[str, names.Leaf]:
   """Our leaves of such a model; writes its config.json."""
   folder.mkdir(exist_ok=True)
+  chat_folder(folder, ['a b'], vocab=260)
   config = CONFIG | {'num_hidden_layers': layers + CONFIG['first_k_dense_replace']}
   (folder / 'config.json').write_text(json.dumps(config))
   public = families.parse(options.load(folder))

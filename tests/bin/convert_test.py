@@ -37,6 +37,17 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
   for more, said in (
     (('--dtype=bfloat16',), '--dtype goes with --to=safetensors'),
     (('--to=safetensors', '--processes=2'), '--to=safetensors is the work of one process'),
+    (('--to=safetensors', '--workers=2'), '--workers goes with --to=r1jax'),
   ):
     out = call(*places, *more)
     assert out.returncode == 2 and said in out.stderr
+
+
+def test_a_bucket_is_refused_as_a_target(tmp_path):
+  for to in ('r1jax', 'safetensors'):
+    out = call(f'--source={tmp_path}', '--target=gs://bucket/model', f'--to={to}')
+    assert (out.returncode, out.stderr) == (
+      2,
+      'error: --target=gs://bucket/model is no local folder; convert to one and copy it there '
+      'afterwards\n',
+    )

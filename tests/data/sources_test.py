@@ -84,6 +84,18 @@ def test_worked_rows_hold_prompt_and_solution_with_the_prompt_masked():
   assert tokens[-1] == TOK.eos and weights == [0] * 5 + [1] * (len(tokens) - 5)
 
 
+def test_worked_prompts_are_those_of_the_rollout():
+  """A system message stands in both, or the model is asked what it was not taught."""
+
+  class Told(Task):
+    def examples(self, split, start, count):
+      return [dataclasses.replace(e, system='Add.') for e in super().examples(split, start, count)]
+
+  tokens, weights = listed(make(Worked(1), task=Told()).rows(0))[0]
+  prompt = tokens[: weights.index(1)]
+  assert prompt == TOK.prompt('0?', 'Add.') != TOK.prompt('0?')
+
+
 @pytest.mark.parametrize('lacks', ['solution', 'answer'])
 def test_a_missing_solution_is_named(lacks):
   assert said(make, Worked(3), 100, Task(lacks)) == (

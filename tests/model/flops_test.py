@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from r1jax.core import tree
 from r1jax.model import flops, presets, transformer
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig
+from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, Window
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.sharding import place
 
@@ -92,6 +92,13 @@ def test_a_small_model_by_hand():
   assert flops.forward_flops(cfg, [3, 1]) == 2 * (4 * token + (6 + 1) * 2 * 6)
   assert flops.training_flops(cfg, [3, 1]) == 3 * flops.forward_flops(cfg, [3, 1])
   assert flops.training_flops(cfg, []) == 0
+
+
+@pytest.mark.parametrize('window', [1, 3, 7, 8, 9])
+def test_a_window_costs_what_it_lets_through(window):
+  rows = sum(min(query + 1, window) for query in range(8))
+  assert flops.visible(GQA(2, 1, 3, pattern=Window(window)), 8) == rows
+  assert flops.visible(GQA(2, 1, 3), 8) == 8 * 9 // 2
 
 
 @given(st.lists(st.integers(1, 1000), max_size=5), st.lists(st.integers(1, 1000), max_size=5))

@@ -74,7 +74,8 @@ def test_language_is_checked_early():
     ('1,234,567.5 dollars', '1234567.5'),
     ('one of 1,2', '2'),
     ('<think>3</think>\n\nIt is **4**', '4'),
-    ('<think>3', '3'),
+    ('<think>3', None),
+    ('3</think>4', '4'),
     ('x2 has none', None),
     ('none at all', None),
     ('<think>5</think> none behind the thought', None),
@@ -88,4 +89,5 @@ def test_last_number(text, answer):
 def test_contract_08_without_a_number_nothing_is_checked():
   grade = judge('I do not know', WEIGHTS, says, 'last_number')
   assert (grade.outcome, grade.parts['accuracy']) == (Outcome.UNPARSEABLE, 0.0)
-  assert judge('It is 7', WEIGHTS, says, 'last_number').outcome is says('7')[0]
+  grade = judge('It is 7', WEIGHTS, says, 'last_number')
+  assert grade.outcome is says('7')[0] and grade.open

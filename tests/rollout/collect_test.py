@@ -1,5 +1,7 @@
 """Prompts, keys and telemetry of a rollout; the engine is a stub that remembers its orders."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -79,6 +81,15 @@ def test_texts_begin_with_what_the_prompt_opened():
     opened = '<think>\n'
 
   assert collect.texts(Opened(), samples([[*b'hi']]), prefix=[88]) == ['<think>\nXhi']
+
+
+def test_contract_09_a_completion_that_was_cut_has_no_answer_unless_something_closed_it():
+  made = samples([[1] * 4] * 3, stopped=[True, False, False])
+  closed = Grade(Outcome.CORRECT, 1.2, {'accuracy': 1.0, 'format': 0.2})
+  grades = [dataclasses.replace(closed, open=True)] * 2 + [closed]
+  found = collect.graded(lambda calls: grades, [Example('0', '1 + 2', '3')] * 3, ['3'] * 3, made)
+  cut = Grade(Outcome.UNPARSEABLE, 0.0, {'accuracy': 0.0, 'format': 0.0})
+  assert found == [grades[0], cut, closed]
 
 
 def test_telemetry_figures():

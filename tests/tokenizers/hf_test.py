@@ -1,11 +1,14 @@
 """A tokenizer.json built here, read back: markers, injection, errors."""
 
+import json
+
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r1jax.core.errors import UserError
+from r1jax.tokenizers import hf
 from r1jax.tokenizers.hf import HfTokenizer
 from r1jax.tokenizers.tokenizer import MARKERS
 
@@ -116,3 +119,10 @@ def test_a_vocabulary_that_can_spell_a_marker_is_refused(tmp_path):
   tok.save(str(tmp_path / 'words.json'))
   with pytest.raises(UserError, match="plain text can produce '<end>'"):
     HfTokenizer(tmp_path / 'words.json', bos='', eos='<end>', pad='')
+
+
+@pytest.mark.parametrize('absent', ['added_tokens', 'pre_tokenizer'])
+def test_keys_that_the_library_does_not_ask_for(path, tmp_path, absent):
+  spec = json.loads(path.read_text())
+  del spec[absent]
+  hf.plain(json.dumps(spec), set())

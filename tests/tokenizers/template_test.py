@@ -50,6 +50,12 @@ def test_every_day_is_the_same_day():
     ),
     ('{{ 1 / 0 }}', 'division by zero'),
     ("{{ 'a' + 1 }}", 'can only concatenate str (not "int") to str'),
+    ("{{ 'a' * 10 ** 15 }}", 'MemoryError'),
+    (
+      '{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}',
+      'maximum recursion depth exceeded',
+    ),
+    ('{{ lipsum() }}', "'lipsum' is undefined"),
   ],
 )
 def test_what_a_template_may_not_do(source, reason):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core.config import ConfigError
@@ -74,3 +75,12 @@ def test_a_checkpoint_without_a_task_says_what_to_do(workdir):
   bare = dataclasses.replace(model, exp=dataclasses.replace(model.exp, task=None, stages=()))
   with pytest.raises(UserError, match='has no task to evaluate: name a config that has one'):
     restored.evaluate(bare)
+
+
+def test_a_checkpoint_of_another_revision_says_which(tmp_path):
+  meta = {
+    'experiment': {'no_longer': 1},
+    'provenance': {'git': {'revision': '0123456789', 'dirty': False}},
+  }
+  with pytest.raises(UserError, match=r"'no_longer'.*was written by r1jax 0123456, use that one"):
+    restored.described(epath.Path(tmp_path), meta)

@@ -141,6 +141,16 @@ def test_pretraining_goes_through_its_phases_and_resumes_between_them(pretrainin
     jax.tree.map(np.testing.assert_array_equal, whole, rest)
 
 
+def test_phases_without_steps_are_passed_over(pretraining, bare):
+  """Nothing was read before the first phase that has some."""
+  stage = pretraining.stages[0]
+  none = tuple(dataclasses.replace(phase, steps=0) for phase in stage.phases[:-1])
+  stage = dataclasses.replace(stage, phases=(*none, stage.phases[-1]))
+  exp, keep = dataclasses.replace(pretraining, stages=(stage,)), Collect()
+  stages.run_supervised(bare(exp), stage, fresh(exp, stage), keep)
+  assert len(keep.seen) == stage.phases[-1].steps
+
+
 def test_held_out_loss_is_the_mean_over_its_tokens(pretraining, bare):
   exp, (stage,) = pretraining, pretraining.stages
   params = fresh(exp, stage).state.params

@@ -74,6 +74,7 @@ def convert(
   *,
   source: Mapping[str, Any],
   beside: Collection[str] = (),
+  bring: Callable[[], None] = lambda: None,
   workers: int = 2,
   verify: bool = True,
   say: Say | None = None,
@@ -82,7 +83,8 @@ def convert(
 
   source: what tells it from another (`manifest.fingerprint`); a conversion that was interrupted
     goes on only from the same one.
-  beside: names of files that the caller has put into the directory; anything else is refused.
+  beside: names of files that the caller puts into the directory; anything else is refused.
+  bring: puts them there; the first process calls it, once all that can be refused has been.
   workers: threads, each with about 0.5 GiB. verify: whether all is read back and compared.
   say: hears of progress, from any thread, one call at a time.
   """
@@ -93,7 +95,7 @@ def convert(
   done = _together(lambda: manifest.read(plan.directory, plan.head))
   every, rank, count = plan.chunks(), processes.index(), processes.count()
   left = [chunk for chunk in every if chunk.number not in done[chunk.leaf]]
-  _leading(lambda: _prepare(plan, left))
+  _leading(lambda: _prepare(plan, left, bring))
   mine = chunks.share(left, rank, count)
   before = (_bytes(every) - _bytes(left)) // count
   teller = Teller(say, 'written', before, mine)
@@ -118,12 +120,13 @@ def make_plan(weights: Weights, directory: epath.PathLike, source: Mapping[str, 
   return Plan(epath.Path(directory).expanduser().resolve(), arrays, files.plain(head))
 
 
-def _prepare(plan: Plan, left: Sequence[Chunk]) -> None:
+def _prepare(plan: Plan, left: Sequence[Chunk], bring: Callable[[], None]) -> None:
   """Room on the disk, then the folders; the manifest is first, as a sign that they are ours."""
   padding = chunks.stored(plan.arrays) - _bytes(plan.chunks())
   target.check_room(plan.directory, _bytes(left) + padding)
   with target.writing(plan.directory):
     Manifest(plan.directory, processes.index(), plan.head)
+    bring()
     (plan.folder / TREE).mkdir(parents=True, exist_ok=True)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from r1jax.checkpoint.public import names
 from r1jax.checkpoint.public.families import Public
 from r1jax.checkpoint.public.layout import Index, Layout
-from r1jax.checkpoint.public.safetensors import Writer
+from r1jax.checkpoint.public.safetensors import Writer, told
 from r1jax.core import files
 from r1jax.core.errors import UserError
 
@@ -53,7 +53,8 @@ def check(public: Public, leaves: Mapping[str, jax.ShapeDtypeStruct], read: Read
     if leaf.names is None and np.any(read(path, ())):
       raise UserError(
         f'{path} is not zero, and {public.architecture} has no tensor for it: the export would '
-        'choose other experts'
+        'choose other experts; train with auxiliary.gamma=0, which leaves it at zero (the loss of '
+        'auxiliary.balance evens the load)'
       )
 
 
@@ -82,8 +83,12 @@ def write(
   folder: pathlib.Path,
   config: dict[str, Any],
   dtype: np.dtype | None = None,
+  beside: Mapping[str, bytes] | None = None,
 ) -> Iterator[tuple[int, int]]:
-  """Writes the folder; yields (bytes done, bytes total). config.json comes last."""
+  """Writes the folder, with the files `beside`; yields (bytes done, bytes total).
+
+  config.json comes last: where it is, all is.
+  """
   check(public, leaves, read)
   wanted, parts = tensors(public, leaves, dtype), pieces(public)
   originals = names.copies(public.model)
@@ -99,4 +104,7 @@ def write(
       out.write(name, array)
       done += array.nbytes
       yield done, total
-  files.write_json(folder / 'config.json', config)
+  with told(f'{folder}'):
+    for name, held in (beside or {}).items():
+      (folder / name).write_bytes(held)
+    files.write_json(folder / 'config.json', config)

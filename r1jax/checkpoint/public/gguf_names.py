@@ -1,7 +1,9 @@
 """GGUF: its metadata as our config, its names and row order as those of the public tables.
 
-Architectures llama (Llama, SmolLM2, Mistral), qwen2 and qwen3. In `llama` files the rows of q and k
-of each head are reordered for interleaved RoPE, (half pair) → (pair half); here they are put back.
+Architectures llama (Llama 3, SmolLM2), qwen2 and qwen3. In `llama` files the rows of q and k of
+each head are reordered for interleaved RoPE, (half pair) → (pair half); here they are put back.
+Llama 2 and Mistral are `llama` too, but have vocabularies (sentencepiece, tekken) that
+tokenizers/gguf.py refuses: convert their safetensors.
 """
 
 import re
@@ -56,7 +58,7 @@ class Renamed:
   """A GGUF file under public names, rows in public order."""
 
   def __init__(self, gguf: Gguf, public: Public):
-    self._gguf, self._attention = gguf, public.model.layers[0].attention
+    self.gguf, self._attention = gguf, public.model.layers[0].attention
     self._names = {public_name(name): name for name in gguf.table if name != FACTORS}
     self._reordered = public.architecture == ARCHITECTURES['llama']
     self.table: Mapping[str, Tensor] = {new: gguf.table[old] for new, old in self._names.items()}
@@ -64,8 +66,8 @@ class Renamed:
   def read(self, name: str, index: Index = ()) -> np.ndarray:
     """A slice of a tensor; of a reordered one all rows are read."""
     if not (self._reordered and re.search(r'\.[qk]_proj\.weight$', name)):
-      return self._gguf.read(self._names[name], index)
-    whole = self._gguf.read(self._names[name], (slice(None), *index[1:]))
+      return self.gguf.read(self._names[name], index)
+    whole = self.gguf.read(self._names[name], (slice(None), *index[1:]))
     pairs = whole.reshape(-1, self._attention.head // 2, 2, whole.shape[-1])
     return pairs.swapaxes(1, 2).reshape(whole.shape)[index[:1]]
 

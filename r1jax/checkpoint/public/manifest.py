@@ -17,12 +17,12 @@ import pathlib
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
-from r1jax.checkpoint.errors import CheckpointError
+from r1jax.checkpoint.errors import CheckpointError, reason
 from r1jax.checkpoint.public.chunks import Chunk
 from r1jax.core import files
 
@@ -32,11 +32,9 @@ EVERY = 1.0  # seconds between two writes of the file
 Done = dict[str, dict[int, int]]
 
 
-def fingerprint(source: pathlib.Path) -> dict[str, list[int]]:
-  """What tells this source (a folder or one file) from another: names, sizes and ends of files."""
-  found = sorted(source.iterdir()) if source.is_dir() else [source]
-  named = [path for path in found if path.is_file() and not path.name.startswith('.')]
-  return {path.name: _ends(path) for path in named}
+def fingerprint(paths: Iterable[pathlib.Path]) -> dict[str, list[int]]:
+  """What tells one source from another: names, sizes and ends of those of its files that exist."""
+  return {path.name: _ends(path) for path in sorted(paths) if path.is_file()}
 
 
 def _ends(path: pathlib.Path) -> list[int]:
@@ -62,9 +60,9 @@ def read(directory: epath.Path, head: Mapping[str, Any]) -> Done:
   for path in found(directory):
     if not path.name.endswith('.json'):
       continue
-    record = json.loads(path.read_text())
+    heads, noted = _load(path, head)
     for entry, now in head.items():
-      was = record[entry]
+      was = heads[entry]
       wrong = [name for name in {**was, **now} if was.get(name) != now.get(name)]
       if wrong:
         name = wrong[0]
@@ -73,9 +71,25 @@ def read(directory: epath.Path, head: Mapping[str, Any]) -> Done:
           f'{was.get(name, "absent")}, is {now.get(name, "absent")}); remove it or give another '
           'target'
         )
-    for leaf, sums in record['done'].items():
-      done[leaf].update({int(number): part for number, part in sums.items()})
+    for leaf, sums in noted.items():
+      done[leaf].update(sums)
   return done
+
+
+def _load(path: epath.Path, entries: Iterable[str]) -> tuple[dict[str, dict[str, Any]], Done]:
+  """What a file begins with, and what it notes."""
+  try:
+    record = json.loads(path.read_text())
+    done = {
+      leaf: {int(n): int(part) for n, part in record['done'][leaf].items()}
+      for leaf in record['done']
+    }
+    return {entry: dict(record[entry]) for entry in entries}, done
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    # Without any manifest the chunks would be files of a stranger (target.check_free).
+    others = [other for other in found(path.parent) if other != path]
+    mend = 'remove it: its chunks are' if others else f'remove {path.parent}: all is'
+    raise CheckpointError(f'{path} is damaged ({reason(error)}); {mend} converted again') from error
 
 
 class Manifest:
@@ -85,8 +99,7 @@ class Manifest:
     self._path, self._head = directory / NAME.format(process), head
     self._done: Done = collections.defaultdict(dict)
     if self._path.exists():
-      for leaf, sums in json.loads(self._path.read_text())['done'].items():
-        self._done[leaf] = {int(number): part for number, part in sums.items()}
+      self._done.update(_load(self._path, head)[1])
     self._lock, self._written = threading.Lock(), 0.0
     self.write()
 

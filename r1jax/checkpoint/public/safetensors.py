@@ -28,6 +28,7 @@ from r1jax.core.errors import UserError
 
 WHOLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 SHARD = re.compile(r'-\d{5}-of-\d{5}\.safetensors$')
+TEMPORARY = '.safetensors.tmp'  # ends what a writer has not completed
 METADATA = {'format': 'pt'}
 Declared = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
@@ -88,7 +89,7 @@ class Writer:
     self._bytes, self._shards = sum(sizes.values()), _split(sizes, shard_bytes)
     self._places: dict[str, Place] = {}
     self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in tensors}
-    with _told(f'{self.folder}'):
+    with told(f'{self.folder}'):
       _make_room(self.folder, self._bytes)
     try:
       for shard, names in self._shards.items():
@@ -120,7 +121,7 @@ class Writer:
         f'row {start_row}'
       )
     offset = place.offset + start_row * math.prod(row) * place.dtype.itemsize
-    with _told(f"{place.file}: tensor '{name}'"), open(place.file, 'r+b', buffering=0) as file:
+    with told(f"{place.file}: tensor '{name}'"), open(place.file, 'r+b', buffering=0) as file:
       file.seek(offset)
       _write_all(file, np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
     self._spans[name].append((start_row, stop))
@@ -132,7 +133,7 @@ class Writer:
       wrong = [name for name, spans in self._spans.items() if not _tile(spans, rows[name])]
       if wrong:
         raise ValueError(f'{self.folder}: not every row of {", ".join(wrong)} was written once')
-      with _told(f'{self.folder}'):
+      with told(f'{self.folder}'):
         self._complete()
     except BaseException:
       self.abort()
@@ -153,7 +154,7 @@ class Writer:
     first, offsets, size = header.make(tensors, metadata)
     for name, (dtype, shape) in tensors.items():
       self._places[name] = Place(file, offsets[name], np.dtype(dtype), tuple(shape))
-    with _told(f'{file}'), open(file, 'wb') as opened:
+    with told(f'{file}'), open(file, 'wb') as opened:
       opened.write(first)
       opened.truncate(size)
 
@@ -278,7 +279,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def told(what: str) -> Iterator[None]:
   """Says in one line what the system objects to."""
   try:
     yield

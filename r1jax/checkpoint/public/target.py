@@ -1,7 +1,6 @@
 """What is checked about the place for a converted checkpoint before anything is written there."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Collection, Iterator
 
@@ -18,6 +17,11 @@ SPARE = 1 / 64  # of the bytes: room for indices, and for a batch that a kill wa
 
 def check_free(directory: epath.Path, beside: Collection[str] = ()) -> None:
   """Raises where the directory holds a checkpoint, or what is not ours nor named in `beside`."""
+  with writing(directory):
+    _check_free(directory, beside)
+
+
+def _check_free(directory: epath.Path, beside: Collection[str]) -> None:
   complete = Steps(directory / FOLDER).complete()
   if complete:
     raise CheckpointError(
@@ -36,9 +40,7 @@ def check_free(directory: epath.Path, beside: Collection[str] = ()) -> None:
 
 
 def check_room(directory: epath.Path, nbytes: int) -> None:
-  """Raises where so many bytes do not fit on the disk; a bucket has room."""
-  if '://' in os.fspath(directory):
-    return
+  """Raises where so many bytes do not fit on the disk."""
   need = int(nbytes * (1 + SPARE))
   there = next(path for path in (directory, *directory.parents) if path.exists())
   free = shutil.disk_usage(there).free

@@ -86,9 +86,9 @@ class Writer:
       self._forget()
 
   def _forget(self) -> None:
-    """Lets the system drop its copies of files that are on the disk; a bucket has none here."""
+    """Lets the system drop its copies of files that are on the disk."""
     self._cached, folder = 0, self._folder / 'd'
-    if '://' in os.fspath(folder) or not folder.exists() or not hasattr(os, 'posix_fadvise'):
+    if not folder.exists() or not hasattr(os, 'posix_fadvise'):
       return
     for file in os.scandir(folder):
       if file.name not in self._forgotten and not file.name.endswith(UNFINISHED):

@@ -102,20 +102,32 @@ def test_orbax_takes_them_for_arrays_of_its_own(tmp_path, weights):
   ]  # fmt: skip
 
 
-def test_no_chunk_is_read_twice_and_few_are_in_memory(tmp_path, weights):
-  held = []
-  read = weights.read
-  before = {id(x) for x in jax.live_arrays()}
+def test_no_chunk_is_read_twice_and_few_are_in_memory(tmp_path, weights, monkeypatch):
+  """A chunk is held from put() on until it is durable: FLYING bytes a worker, and the newest."""
+  flying = 1000
+  monkeypatch.setattr(writer, 'FLYING', flying)
+  held, peaks = {}, []
 
-  def counted(*args):
-    held.append(sum(x.nbytes for x in jax.live_arrays() if id(x) not in before and x.ndim))
-    return read(*args)
+  class Counted(writer.Writer):
+    def __init__(self, tree, who, arrays, grids, durable):
+      def landed(chunk, part):
+        held[who] -= chunk.nbytes
+        durable(chunk, part)
 
-  weights.read = counted
+      super().__init__(tree, who, arrays, grids, landed)
+      self.who, held[who] = who, 0
+
+    def put(self, chunk, x, part):
+      held[self.who] += chunk.nbytes
+      peaks.append(held[self.who])
+      super().put(chunk, x, part)
+
+  monkeypatch.setattr(writer, 'Writer', Counted)
   run(weights, tmp_path, {}, source=SOURCE, workers=2, verify=False)
-  chunk = 2 * max(chunks.CAP, writer.FLYING)
-  assert max(held) <= 2 * 3 * chunk < sum(x.nbytes for x in weights.values.values())
-  assert len(weights.reads) == len(set(map(str, weights.reads))) == len(held)
+  assert len(held) == 2 and set(held.values()) == {0}
+  assert flying < max(peaks) <= flying + chunks.CAP
+  assert sum(x.nbytes for x in weights.values.values()) > 4 * max(peaks)
+  assert len(weights.reads) == len(set(map(str, weights.reads))) == len(peaks)
 
 
 def test_progress(tmp_path, weights):
@@ -302,6 +314,52 @@ def test_a_target_that_is_taken(tmp_path, weights):
   assert sorted(os.listdir(tmp_path / 'd')) == ['checkpoints', 'tokenizer.json']
 
 
+def test_a_manifest_that_is_damaged(tmp_path, weights):
+  """With another beside it is removed alone; the last one goes with what it told of."""
+  kill_part_way(tmp_path, 1)
+  whole = (tmp_path / NAME).read_text()
+
+  def refused(text):
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(CheckpointError) as error:
+      run(weights, tmp_path, {}, source=SOURCE)
+    assert '\n' not in str(error.value)
+    assert str(error.value).startswith(f'{tmp_path / NAME} is damaged (')
+    return str(error.value)
+
+  for text in ('', whole[:50], '{}', '[]', '{"done": 3}'):
+    assert refused(text).endswith(f'; remove {tmp_path}: all is converted again')
+  (tmp_path / 'conversion.1.json').write_text(whole)
+  assert refused('{}').endswith('; remove it: its chunks are converted again')
+  assert weights.reads == []
+  (tmp_path / NAME).unlink()
+  run(weights, tmp_path, {}, source=SOURCE)
+  assert_restores(tmp_path, weights)
+
+
+def test_a_target_that_is_no_folder(tmp_path, weights):
+  (tmp_path / 'file').write_text('')
+  for path in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+    with pytest.raises(CheckpointError) as error:
+      run(weights, path, {}, source=SOURCE)
+    assert str(error.value) == (
+      f'{path} could not be written (Not a directory); mend that and start the same command again: '
+      'it goes on from here'
+    )
+
+
+def test_what_is_brought_comes_after_all_that_is_refused(tmp_path, weights, monkeypatch):
+  bring = lambda: (tmp_path / 'out' / 'public').mkdir()
+  go = lambda: run(weights, tmp_path / 'out', {}, source=SOURCE, beside=('public',), bring=bring)
+  with monkeypatch.context() as patch:
+    patch.setattr(target.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match='GiB are free'):
+      go()
+  assert not (tmp_path / 'out').exists()
+  go()
+  assert sorted(os.listdir(tmp_path / 'out')) == ['checkpoints', 'public']
+
+
 def test_a_disk_that_is_too_small(tmp_path, weights, monkeypatch):
   monkeypatch.setattr(target.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=1000))
   with pytest.raises(UserError) as error:
@@ -328,17 +386,20 @@ def test_a_reader_that_gives_something_else_is_a_bug(tmp_path, weights):
 
 
 def test_fingerprint(tmp_path):
+  names = ('config.json', 'model.safetensors', 'absent.json')
   (tmp_path / 'config.json').write_bytes(b'{}')
-  (tmp_path / '.hidden').write_bytes(b'x')
   big = bytearray(3 << 20)
   (tmp_path / 'model.safetensors').write_bytes(big)
-  before = manifest.fingerprint(tmp_path)
+  of = lambda *names: manifest.fingerprint(tmp_path / name for name in names)
+  before = of(*names)
   assert before['config.json'][0] == 2 and before.keys() == {'config.json', 'model.safetensors'}
-  assert manifest.fingerprint(tmp_path / 'config.json') == {'config.json': before['config.json']}
+  assert of('config.json') == {'config.json': before['config.json']}
+  (tmp_path / 'unrelated.txt').write_bytes(b'x')
+  assert of(*names) == before
   for at in (0, -1):
     big[at] ^= 1
     (tmp_path / 'model.safetensors').write_bytes(big)
-    assert manifest.fingerprint(tmp_path) != before
+    assert of(*names) != before
     big[at] ^= 1
 
 

@@ -135,7 +135,8 @@ def test_a_bias_that_the_family_has_no_tensor_for_must_be_zero(publish, tmp_path
   leaves[path] = leaves[path] + np.eye(3, 16, dtype=np.float32)
   assert refusal(found.public, leaves, tmp_path / 'out') == (
     f'{path} is not zero, and DeepseekV2ForCausalLM has no tensor for it: the export would choose '
-    'other experts'
+    'other experts; train with auxiliary.gamma=0, which leaves it at zero (the loss of '
+    'auxiliary.balance evens the load)'
   )
 
 
@@ -176,6 +177,20 @@ def test_what_is_unfinished_has_no_file_that_looks_complete(publish, tmp_path):
       break
   steps.close()
   assert not [*out.iterdir()]
+
+
+def test_config_json_comes_after_the_files_beside(publish, tmp_path, monkeypatch):
+  found, out = source.open_source(publish('llama')[1]), tmp_path / 'out'
+  there = []
+
+  def last(path, value):
+    there.extend(sorted(file.name for file in out.iterdir()))
+
+  monkeypatch.setattr(export.files, 'write_json', last)
+  beside = {'tokenizer.json': b'{}', 'LICENSE': b'free'}
+  list(export.write(found.public, found.leaves, found.read, out, {}, beside=beside))
+  assert there == ['LICENSE', FILE, 'tokenizer.json']
+  assert (out / 'LICENSE').read_bytes() == b'free'
 
 
 def test_the_folder_must_not_hold_a_checkpoint(publish, tmp_path):
