@@ -9,6 +9,7 @@ import types
 import pytest
 
 from r1jax.core.errors import UserError
+from r1jax.tokenizers.make import Public
 from r1jax.train import restored
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -101,5 +102,5 @@ def published_for(length, folder):
   """A restored model whose config.json says what it was published for, if anything."""
   said = {} if length is None else {'max_position_embeddings': length}
   (folder / 'config.json').write_text(json.dumps(said))
-  exp = types.SimpleNamespace(tokenizer=types.SimpleNamespace(path=str(folder)), model=None)
+  exp = types.SimpleNamespace(tokenizer=Public(str(folder)), model=None)
   return types.SimpleNamespace(exp=exp, params=None, tok=None, engine=None)
