@@ -37,7 +37,7 @@ LIMITS = Limits(prompt=64, completion=64)
 def get_config() -> ml_collections.ConfigDict:
   """The experiment as a ConfigDict."""
   rl = RL(
-    AdamW(Cosine(1e-5, 1e-6, steps=20, warmup=2), weight_decay=0.0),
+    AdamW(Cosine(3e-5, 3e-6, steps=20, warmup=2), weight_decay=0.0),
     steps=20,
     prompts=8,
     algorithm=GRPO(group=8, clip=Clip(0.2, 0.28), beta=0.0, aggregate=TokenMean()),

@@ -5,6 +5,7 @@ The variables must stand before jax is first imported, hence here and not in a f
 
 import os
 import pathlib
+import signal
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 _DEVICES = '--xla_force_host_platform_device_count=8'
@@ -14,6 +15,9 @@ if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'.strip()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+# Workers of xdist ignore it, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -21,7 +21,8 @@ from r1jax.checkpoint.errors import CheckpointError, Damaged, reason
 from r1jax.sharding import processes
 
 T = TypeVar('T')
-HOUR_MS = 3_600_000  # a process that died ends the meeting sooner: the service misses its heartbeat
+# As long as the others live: when one dies the service misses its heartbeat and ends the meeting.
+WEEKS_MS = 20 * 24 * 3_600_000  # fits into 31 bits
 
 
 def meeting() -> str:
@@ -40,11 +41,14 @@ def together(name: str, what: Callable[[], T]) -> T:
     result = what()
   except Exception as error:  # told to the others, then raised
     failure = error
-    told = {'damaged': isinstance(error, Damaged), 'why': reason(error)}
-    client.key_value_set(f'{name}/{processes.index()}', json.dumps(told))
-  client.wait_at_barrier(f'{name}/all', HOUR_MS)
-  if failure is not None:
-    raise failure
+  try:
+    if failure is not None:
+      told = {'damaged': isinstance(failure, Damaged), 'why': reason(failure)}
+      client.key_value_set(f'{name}/{processes.index()}', json.dumps(told))
+    client.wait_at_barrier(f'{name}/all', WEEKS_MS)
+  finally:
+    if failure is not None:  # first, whatever became of the meeting
+      raise failure
   for key, text in client.key_value_dir_get(f'{name}/'):
     told = json.loads(text)
     kind = Damaged if told['damaged'] else CheckpointError

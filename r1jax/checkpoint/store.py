@@ -12,6 +12,8 @@ torn); a background thread writes them, every process its shards, and the first 
 the marker. Orbax's handler is driven directly, not through its AsyncCheckpointer: the marker makes
 its rename needless, and where one process of several cannot write, all raise at once (peers.py)
 instead of when a barrier times out. Nothing is compressed: floats shrink by 8 % for twice the time.
+A stack of layers or experts is stored matrix by matrix: a chunk is read whole, and an export reads
+one layer at a time. Chunks cost a copy, which files of 128 MiB, written side by side, make up for.
 
 Every leaf is a `jax.Array` of at least one element, global when there are several processes (step
 counters too); None and empty containers hold no leaf and come from the template. Random keys are
@@ -26,10 +28,12 @@ and take the one before.
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, Self
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -43,6 +47,7 @@ from r1jax.sharding import processes
 
 FOLDER = 'checkpoints'  # of a workdir
 TREE = 'tree'
+CHUNK, FILE = 256 << 10, 128 << 20  # bytes: the least that is cut from a stack, of a file of chunks
 
 
 class Store:
@@ -176,7 +181,10 @@ class Store:
     orbax = ocp.PyTreeCheckpointHandler(use_compression=False)
 
     def arrays() -> None:
-      commits = asyncio.run(orbax.async_save(folder / TREE, args=ocp.args.PyTreeSave(tree)))
+      args = ocp.args.PyTreeSave(
+        tree, save_args=jax.tree.map(cut, tree), ocdbt_target_data_file_size=FILE
+      )
+      commits = asyncio.run(orbax.async_save(folder / TREE, args=args))
       taken.set()
       for commit in commits:
         commit.result()
@@ -236,6 +244,13 @@ class Store:
     if wrong:
       more = f' and of {len(wrong) - 1} more' if len(wrong) > 1 else ''
       raise self._steps.damaged(record['step'], f'the bytes of {wrong[0]}{more} have changed')
+
+
+def cut(leaf: jax.Array) -> ocp.SaveArgs:
+  """The axes before the last two are stored one by one, as far as that leaves CHUNK bytes each."""
+  shard = leaf.sharding.shard_shape(leaf.shape)
+  one = lambda axis: math.prod(shard[axis + 1 :]) * leaf.dtype.itemsize
+  return ocp.SaveArgs(shard_axes=tuple(a for a in range(leaf.ndim - 2) if one(a) >= CHUNK))
 
 
 def resolve(path: epath.PathLike) -> tuple[epath.Path, int]:

@@ -2,8 +2,9 @@
 
 The sizes are 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, …: the powers of two and the halves between them,
 two an octave (27 from 16 to 131,072). Padding n to the next one makes it less than 3/2 of n: at
-worst a third of the slots is padding, over lengths that are spread evenly about a seventh. Rows of
-a batch and slots of a row are padded each by itself, so the worst batch is 9/4 of what was asked.
+worst a third of the slots is padding, over lengths that are spread evenly about a seventh. Widths
+begin at 16, so that a row below 11 tokens has more. Rows of a batch and slots of a row are padded
+each by itself: above that, the worst batch is 9/4 of what was asked.
 """
 
 from collections.abc import Sequence
@@ -33,9 +34,12 @@ def bucket(n: int, least: int = 16) -> int:
   return half if half >= n else two
 
 
-def pad(rows: Sequence[Sequence[int]], fill: int, shards: int = 1) -> Padded:
-  """Right-pads one row or more to their width's bucket and the batch to its own, times `shards`."""
-  count = shards * bucket(-(-len(rows) // shards), least=1)
+def pad(rows: Sequence[Sequence[int]], fill: int, shards: int = 1, least: int = 1) -> Padded:
+  """Right-pads one row or more to their width's bucket and the batch to its own, times `shards`.
+
+  least: rows to count the batch as, if it has fewer.
+  """
+  count = shards * bucket(-(-max(len(rows), least) // shards), least=1)
   lengths_B = np.array([len(row) for row in rows], np.int32)
   tokens_BL = np.full((count, bucket(int(lengths_B.max()))), fill, np.int32)
   for to, row in zip(tokens_BL, rows):
@@ -44,20 +48,24 @@ def pad(rows: Sequence[Sequence[int]], fill: int, shards: int = 1) -> Padded:
   return Padded(tokens_BL, np.pad(lengths_B, (0, count - len(rows)), mode='edge'))
 
 
+def fit(width: int, slots: int, shards: int = 1) -> int:
+  """Rows in `slots`, rounded down to `shards` times a power of two, and at least one a shard."""
+  each = max(1, slots // width // shards)
+  return shards * (1 << (each.bit_length() - 1))
+
+
 def batches(lengths: Sequence[int], slots: int, shards: int = 1, more: int = 0) -> list[list[int]]:
   """Indices of rows in batches of one width each, the widest first: what fits not fails early.
 
-  A batch of width L takes as many rows as `slots` hold at L + `more` slots each, rounded down to
-  `shards` times a power of two, and at least one a shard.
+  A batch of width L takes as many rows as `fit` at L + `more` slots each.
   """
   by_width: dict[int, list[int]] = {}
   for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
     by_width.setdefault(bucket(lengths[i]), []).append(i)
   made = []
   for width, members in by_width.items():
-    fit = max(1, slots // (width + more) // shards)
-    rows = shards * (1 << (fit.bit_length() - 1))
-    made += [members[at : at + rows] for at in range(0, len(members), rows)]
+    count = fit(width + more, slots, shards)
+    made += [members[at : at + count] for at in range(0, len(members), count)]
   return made
 
 

@@ -13,7 +13,8 @@ Batches are static: every row runs until each of its batch has an end token or r
 and `until` strings cut the text afterwards. They save no time; a small max_gen_toks does.
 
 Chats. The harness passes prompts as text, where a question that spells '<|im_end|>' could forge a
-turn. A rendered chat is therefore remembered with its tokens, and its text looked up again.
+turn. A rendered chat is therefore remembered with its tokens, and its text looked up again; two
+chats of one text but other tokens are refused.
 
 Offline: a task in a folder of one's own needs no network when its YAML says `dataset_path: json`
 and `dataset_kwargs: {data_files: {test: /path/to/file.jsonl}}`; for tasks whose data are in the
@@ -25,7 +26,9 @@ install.
 
 import dataclasses
 import importlib
+import logging
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +50,7 @@ from r1jax.tokenizers.tokenizer import BOS, Tokenizer
 Messages = Sequence[Mapping[str, str]]  # [{'role': 'user', 'content': '…'}, …]
 LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
 OPTIONS = (*LIMITS, 'until', 'do_sample', 'temperature', 'top_p', 'top_k')
+LOG = logging.getLogger(__name__)
 RESAMPLES = 1000  # of the harness' bootstrap, where a figure's error has no closed form
 
 
@@ -87,7 +91,7 @@ def conversation(tok: Tokenizer) -> Callable[[Messages], list[int]]:
     if roles not in (['user'], ['system', 'user']):
       raise UserError(
         f'a chat of the roles {", ".join(roles)}: this model takes one user message, with or '
-        'without a system message before it; set shots=0'
+        'without a system message before it; set shots=0 (--lm_eval_shots=0)'
       )
     system = messages[0]['content'] if len(messages) > 1 else None
     return tok.prompt(messages[-1]['content'], system)
@@ -130,6 +134,7 @@ class Answers:
     self._begin = beginning(tok) if add_bos is None else [self.prefix_token_id] * add_bos
     self._render, self._seed = conversation(tok), seed
     self._chats: dict[str, list[int]] = {}
+    self._told = False  # that the template refuses system messages
     self._scorer = Scorer(cfg, engine.mesh, announce, slots)
 
   @property
@@ -175,7 +180,7 @@ class Answers:
       if not 0 < len(continuation) <= self.max_length:
         raise UserError(
           f'the continuation of {text} has {len(continuation)} tokens; expected 1 to '
-          f'{self.max_length}: change the task, or give a larger context'
+          f'{self.max_length}: change the task, or give a larger context (--lm_eval_context)'
         )
       rows.append([*(context or [self.prefix_token_id]), *continuation][-(self.max_length + 1) :])
     return [
@@ -218,7 +223,7 @@ class Answers:
     if room < 1:
       raise UserError(
         f'max_gen_toks={limit} leaves no room for a prompt in a context of {self.max_length} '
-        'tokens: lower it, or give a larger context'
+        'tokens: lower it, or give a larger context (--lm_eval_context)'
       )
     return (self.tok_encode(text) or [self.prefix_token_id])[-room:]
 
@@ -229,7 +234,9 @@ class Answers:
     shards, key = buckets.shards(self._engine.mesh), jax.random.key(self._seed)
     limit = buckets.bucket(asked.limit)
     for batch in buckets.batches(list(map(len, rows)), self._slots, shards, more=limit):
-      prompts_BP, lengths_B = buckets.pad([rows[i] for i in batch], self._tok.pad, shards)
+      # As many rows in the last batch as in the others: a width is one program.
+      least = buckets.fit(buckets.bucket(len(rows[batch[0]])) + limit, self._slots, shards)
+      prompts_BP, lengths_B = buckets.pad([rows[i] for i in batch], self._tok.pad, shards, least)
       mine = [numbers[i] for i in batch]
       number_B = np.pad(mine, (0, len(lengths_B) - len(mine)), mode='edge')
       key_B = prng.fold_rows(key, number_B)
@@ -240,8 +247,8 @@ class Answers:
 
   def _text(self, ids: list[int], until: Sequence[str]) -> str:
     """Without control tokens and ids that only the model has, up to the first of `until`."""
-    control = {self._tok.pad, self._tok.bos, *self._tok.stops}
-    text = self._tok.decode(i for i in ids if i < self._tok.vocab and i not in control)
+    tok = self._tok
+    text = tok.decode(i for i in ids if i < tok.vocab and i not in tok.special)
     for stop in filter(None, until):
       text = text.split(stop)[0]
     return text
@@ -250,10 +257,28 @@ class Answers:
     """The chat as text; without a generation prompt its last message opens the answer."""
     asked = chat_history if add_generation_prompt else chat_history[:-1]
     opened = '' if add_generation_prompt else chat_history[-1]['content']
-    ids = [*self._render(asked), *self._tok.encode(opened)]
+    ids = [*self._rendered(asked), *self._tok.encode(opened)]
     text = self._tok.decode(ids)
-    self._chats[text] = ids
+    if self._chats.setdefault(text, ids) != ids:
+      raise UserError(
+        f'two chats have the text {text[:60]!r}… and other tokens: a message spells what the '
+        'template writes as control tokens; take that problem out of the task'
+      )
     return text
+
+  def _rendered(self, messages: Messages) -> list[int]:
+    """Ids of a chat; without its system messages where the template refuses them, as there."""
+    try:
+      return self._render(messages)
+    except UserError as e:
+      rest = [m for m in messages if m['role'] != 'system']
+      if len(rest) == len(messages):
+        raise
+      ids = self._render(rest)
+      if not self._told:
+        LOG.warning('%s; such chats are asked without their system messages', e)
+      self._told = True
+      return ids
 
 
 def language_model(
@@ -284,12 +309,16 @@ def run(
   # Errors of figures are bootstrapped in a pool of forks, and this process holds jax.
   os.environ.setdefault('DISABLE_MULTIPROC', '1')
   where = None if folder is None else os.fspath(folder)
+  if folder is not None and not pathlib.Path(folder).is_dir():
+    raise UserError(f'{where} is no folder; give one of YAML tasks (--lm_eval_folder)')
   manager = _lm_eval('tasks').TaskManager(include_path=where, include_defaults=folder is None)
   for name in tasks:
     if name not in manager.all_tasks:
       guess = nearest(name, manager.all_tasks)
-      hint = f', did you mean {guess!r}?' if guess else ''
-      raise UserError(f'no task {name!r} in {where or "lm_eval"}{hint or ": give another folder"}')
+      hint = f', did you mean {guess!r}?' if guess else ';'
+      known = f'known: {", ".join(manager.all_tasks) or "none"}'
+      known = '`lm-eval ls tasks` lists them' if folder is None else known
+      raise UserError(f'no task {name!r} in {where or "lm_eval"}{hint} {known}')
   made = _lm_eval('evaluator').simple_evaluate(
     model=lm,
     tasks=list(tasks),

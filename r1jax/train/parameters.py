@@ -45,4 +45,9 @@ def stored(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | 
 
 
 def _cast(params: Any, dtype: Any) -> Any:
-  return jax.tree.map(lambda x: x.astype(dtype(x.dtype)), params)
+  """Leaf by leaf, so that what was stored goes as what is cast comes: never two whole trees."""
+  flat, form = jax.tree.flatten(params)
+  del params  # nor does the caller hold it
+  for i, x in enumerate(flat):
+    flat[i] = jax.block_until_ready(x.astype(dtype(x.dtype)))
+  return jax.tree.unflatten(form, flat)

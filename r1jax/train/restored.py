@@ -116,9 +116,11 @@ def harness(
   context: int | None = None,
 ) -> dict[str, dict[str, float]]:
   """Figures of lm_eval's tasks (eval/harness.py); `context` is at most the one published."""
-  config = epath.Path(getattr(model.exp.tokenizer, 'path', '')) / 'config.json'
-  said = json.loads(config.read_text()) if config.exists() else {}
-  published = said.get('max_position_embeddings')
+  tokenizer, published = model.exp.tokenizer, None
+  if isinstance(tokenizer, Public):  # what was published lies beside it
+    beside = epath.Path(tokenizer.path) / 'config.json'
+    said = json.loads(beside.read_text()) if beside.exists() else {}
+    published = said.get('max_position_embeddings')
   if context is None:
     context = min(published or CONTEXT, LONGEST)
   if published is not None and context > published:

@@ -106,6 +106,51 @@ def test_one_process_reads_what_two_wrote(pair):
   assert said[0]['sums'] == said[1]['sums'] == sums
 
 
+class Service:
+  """A client of the coordination service whose meetings end in `error`."""
+
+  def __init__(self, error=None):
+    self.error, self.waits = error, []
+
+  def key_value_set(self, key, value):
+    pass
+
+  def key_value_dir_get(self, key):
+    return []
+
+  def wait_at_barrier(self, name, timeout_ms):
+    self.waits.append(timeout_ms)
+    if self.error:
+      raise self.error
+
+
+@pytest.fixture
+def service(monkeypatch):
+  """That of two processes, of which this is one."""
+  made = Service()
+  monkeypatch.setattr(peers.processes, 'count', lambda: 2)
+  monkeypatch.setattr(peers.distributed.global_state, 'client', made)
+  return made
+
+
+@pytest.mark.parametrize('home', ['wait_at_barrier', 'key_value_set'])
+def test_what_went_wrong_here_is_raised_whatever_becomes_of_the_meeting(service, monkeypatch, home):
+  def late(*_):
+    raise RuntimeError('DEADLINE_EXCEEDED')
+
+  monkeypatch.setattr(service, home, late)
+  with pytest.raises(CheckpointError, match=r'^cut short$'):
+    peers.together('', lambda: (_ for _ in ()).throw(CheckpointError('cut short')))
+
+
+def test_who_is_done_waits_for_weeks_and_says_how_it_ended(service):
+  assert peers.together('', lambda: 3) == 3
+  assert 14 * 24 * 3_600_000 <= service.waits[0] < 2**31
+  service.error = RuntimeError('a process died')
+  with pytest.raises(RuntimeError, match='a process died'):
+    peers.together('', lambda: 3)
+
+
 def test_one_process_meets_nobody():
   assert peers.meeting() == ''
   assert peers.together('', lambda: 3) == 3

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 
+from r1jax.checkpoint import store as store_module
 from r1jax.checkpoint.store import CheckpointError, Store, resolve
 from r1jax.core.errors import UserError
 
@@ -107,6 +109,39 @@ def test_restores_on_another_mesh(tmp_path, shape):
   got = store.restore(template)
   assert_same(got, tree)
   assert got['w'].sharding == NamedSharding(new, jax.P('b', 'a'))
+
+
+def test_a_stack_is_stored_by_layer_and_expert(tmp_path, monkeypatch):
+  """Nothing smaller than CHUNK, nothing of two axes, and of a sharded stack its shards' parts."""
+  monkeypatch.setattr(store_module, 'CHUNK', 4 * 8 * 8)
+  mesh = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  over = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, jax.P(*spec)))
+  stack = jnp.arange(4 * 6 * 8 * 8.0)
+  tree = {
+    'experts': stack.reshape(4, 6, 8, 8),
+    'small experts': stack.reshape(4, 6, 16, 4)[..., :3],
+    'layers': stack.reshape(6, 4, 8, 8)[:, 0],
+    'table': stack.reshape(24, 64),
+    'norms': stack.reshape(24, 64)[0],
+    'count': jnp.asarray(3),
+    'none': None,
+    'sharded': over(stack.reshape(4, 3, 16, 8), 'a', None, 'b'),
+    'too small a shard': over(stack.reshape(24, 8, 8), None, ('a', 'b')),
+  }
+  store = Store(tmp_path)
+  store.save(0, tree, {}, block=True)
+  assert_same(store.restore(shapes(tree)), tree)
+  found = ocp.PyTreeCheckpointHandler().metadata(tmp_path / '0' / 'tree').tree
+  assert {name: leaf.storage.chunk_shape for name, leaf in found.items() if leaf} == {
+    'experts': (1, 1, 8, 8),
+    'small experts': (1, 6, 16, 3),
+    'layers': (1, 8, 8),
+    'table': (24, 64),
+    'norms': (64,),
+    'count': (),
+    'sharded': (1, 1, 8, 8),
+    'too small a shard': (24, 1, 8),
+  }
 
 
 def test_part_of_a_tree(saved):

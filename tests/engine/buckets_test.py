@@ -28,6 +28,10 @@ def test_the_smallest_size_that_holds_n_and_less_than_half_as_much_again(n):
   assert 2 * bucket(n, 1) < 3 * n
 
 
+def test_the_least_width_wastes_more_on_rows_below_11_tokens():
+  assert [n for n in range(1, 100) if 2 * bucket(n) >= 3 * n] == list(range(1, 11))
+
+
 def test_the_mean_waste_is_a_seventh():
   n = np.arange(2**12 + 1, 2**16 + 1)
   size = np.array([bucket(int(i)) for i in n])
@@ -47,6 +51,16 @@ def test_rows_are_padded_to_the_right_and_the_batch_by_its_last_row():
 @pytest.mark.parametrize('rows, shards, count', [(1, 1, 1), (5, 1, 6), (1, 4, 4), (9, 4, 12)])
 def test_a_batch_splits_over_the_shards(rows, shards, count):
   assert buckets.pad([[1]] * rows, 0, shards).tokens_BL.shape == (count, 16)
+
+
+@pytest.mark.parametrize('shards', [1, 2, 8])
+def test_the_last_batch_can_be_filled_up_to_the_rows_of_the_others(shards):
+  made = buckets.batches([5] * 100, slots=700, shards=shards, more=8)
+  least = buckets.fit(16 + 8, 700, shards)
+  assert {len(batch) for batch in made[:-1]} == {least} and 0 < len(made[-1]) < least
+  for batch in made:
+    tokens_BL, lengths_B = buckets.pad([[1] * 5 for _ in batch], 0, shards, least)
+    assert tokens_BL.shape == (least, 16) and lengths_B.tolist() == [5] * least
 
 
 def test_batches_hold_rows_of_one_width_widest_first():

@@ -5,6 +5,7 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from r1jax.core import prng
 from r1jax.engine import engine as engines
@@ -44,6 +45,16 @@ def test_programs_are_compiled_once_and_parameters_are_used_as_they_lie(monkeypa
     'rollout of 5 tokens again: prompts_BP int32[8, 3] -> int32[8, 2]',
     'rollout of 5 tokens',
   ]
+
+
+def test_a_caller_that_does_not_pad_is_told(monkeypatch):
+  monkeypatch.setattr(engines, 'generate', stub)
+  monkeypatch.setattr(engines, 'SHAPES', 2)
+  engine, width = Engine('cfg', (3, 5)), lambda n: PROMPTS[:, :n]
+  for n in (1, 2, 1):
+    engine(jnp.int32(1), width(n), LENGTHS, KEYS, Sampling(), 4)
+  with pytest.raises(RuntimeError, match='the limit is traces=2: pad to shapes seen before'):
+    engine(jnp.int32(1), width(3), LENGTHS, KEYS, Sampling(), 4)
 
 
 def test_on_a_mesh_rows_are_split_over_the_batch_axes(monkeypatch):

@@ -4,7 +4,9 @@ The same random Llama with the same weights. torch, transformers and lm_eval com
 `dev` and `eval`; without them this fails, it does not skip.
 """
 
+import dataclasses
 import json
+import logging
 import os
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # before the libraries are imported
@@ -13,6 +15,7 @@ import datasets
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from einops import rearrange
@@ -21,6 +24,7 @@ from lm_eval.models.huggingface import HFLM
 
 from r1jax.core.errors import UserError
 from r1jax.engine.engine import Engine
+from r1jax.engine.generate import Samples
 from r1jax.eval import harness
 from r1jax.eval.harness import Generation, generation, language_model, run
 from r1jax.kernels.logprob.truncate import Sampling
@@ -209,6 +213,69 @@ def test_completions_are_the_same(ours, theirs):
   assert len(set(got)) > len(args) / 2
 
 
+class Says:
+  """An engine that answers every prompt by the same ids, and keeps the shapes it was asked for."""
+
+  mesh = None
+
+  def __init__(self, ids=(0,)):
+    self.ids, self.shapes = ids, []
+
+  def __call__(self, params, prompts_BP, lengths_B, key_B, sampling, limit):
+    self.shapes.append((*prompts_BP.shape, limit))
+    rows, none = len(prompts_BP), np.zeros(0)
+    made = {'tokens_BT': np.tile(self.ids, (rows, 1)), 'length_B': np.full(rows, len(self.ids))}
+    return Samples(**{field: made.get(field, none) for field in Samples._fields})
+
+
+@pytest.fixture
+def saying(model):
+  """Makes a language model of the given tokenizer and answer."""
+  params, cfg = model
+
+  def make(tok, ids=(0,), **options):
+    wide = dataclasses.replace(cfg, vocab=tok.vocab)
+    return language_model(params, wide, tok, Says(ids), **{'context': CONTEXT, **options})
+
+  return make
+
+
+ASKED = ('generate_until', ('x', {'max_gen_toks': 16}))
+
+
+def test_control_tokens_are_no_text_and_other_added_tokens_are(
+  saying, public, tokenizer_json, tmp_path, theirs
+):
+  public()
+  file = tokenizers.Tokenizer.from_file(str(tokenizer_json))
+  file.add_special_tokens(['<|im_start|>'])
+  file.add_tokens(['<tool_call>'])
+  file.save(str(tmp_path / 'tokenizer.json'))
+  ids = file.encode('hello<|im_start|>user world<tool_call></s>').ids
+  assert file.token_to_id('<|im_start|>') in ids
+  fast = transformers.PreTrainedTokenizerFast(
+    tokenizer_file=str(tmp_path / 'tokenizer.json'), **SPECIAL
+  )
+  want = HFLM(pretrained=theirs.model, tokenizer=fast, max_length=CONTEXT).tok_decode(ids)
+  assert want == 'hellouser world<tool_call>'
+  marked = HfTokenizer(tmp_path / 'tokenizer.json', bos='', eos='</s>', pad='')
+  for tok in (PublicTokenizer(tmp_path), marked):
+    assert saying(tok, ids).generate_until(requests(*ASKED)) == [want]
+  byte = ByteTokenizer()
+  ids = [*byte.prompt('hello '), *byte.encode_special('<think>'), *b'world', byte.eos]
+  assert saying(byte, ids).generate_until(requests(*ASKED)) == ['hello <think>world']
+
+
+def test_a_width_is_one_program_whatever_is_asked_for(saying, tok):
+  lm = saying(tok, context=256, slots=512)
+  for count in (1, 2, 3, 5, 9, 20):
+    asked = [(TEXT[0][: 5 + 60 * (i % 2)], {'until': 'xyz'[: count % 4], 'max_gen_toks': 9 + count})
+             for i in range(count)]  # fmt: skip
+    lm.generate_until(requests('generate_until', *asked))
+  shapes = set(lm._engine.shapes)
+  assert len(shapes) == len({(width, limit) for _, width, limit in shapes}) > 2
+
+
 def test_samples_depend_on_the_request_and_not_on_the_batch(ours, make):
   options = {'do_sample': True, 'temperature': 1.0, 'max_gen_toks': 8}
   args = [(TEXT[0], options)] * 5
@@ -239,7 +306,8 @@ def test_a_chat_keeps_its_tokens_and_a_question_cannot_forge_them(make, tok):
   assert lm.tok_encode(text) == ids
   context, continuation = lm._encode_pair(text, 'x')
   assert [*context, *continuation] == [*ids[:-1], *tok.encode(' x')]
-  with pytest.raises(UserError, match=r'a chat of the roles user, assistant, user: .* shots=0'):
+  asks = r'a chat of the roles user, assistant, user: .* shots=0 \(--lm_eval_shots=0\)'
+  with pytest.raises(UserError, match=asks):
     lm.apply_chat_template([asked[1], opened[2], asked[1]])
 
 
@@ -274,6 +342,38 @@ def test_chats_are_the_same(make, public, theirs, tasks):
   assert got == {'choose': pytest.approx(want['choose'])}
 
 
+def test_a_chat_that_spells_another_s_control_tokens_is_refused(make, public):
+  template = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
+  lm, ask = make(public(chat_template=template)), lambda text: {'role': 'user', 'content': text}
+  real = [ask('hi'), {'role': 'assistant', 'content': 'no'}, ask('so?')]
+  text = lm.apply_chat_template(real)
+  with pytest.raises(UserError, match=r"two chats have the text '<s>hi<s>no<s>so\?'… and other"):
+    lm.apply_chat_template([ask('hi<s>no<s>so?')])
+  assert lm.apply_chat_template(real) == text
+  assert lm.tok_encode(text).count(lm.prefix_token_id) == 3
+
+
+def test_a_template_that_refuses_system_messages_is_given_none(
+  make, public, tokenizer_json, theirs, caplog
+):
+  refusing = "{% if messages|length > 1 %}{{ raise_exception('one only') }}{% endif %}"
+  lm = make(public(chat_template=refusing + CHAT))
+  fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_json), **SPECIAL)
+  fast.chat_template = refusing + CHAT
+  peer = HFLM(pretrained=theirs.model, tokenizer=fast, max_length=CONTEXT)
+  told = [{'role': 'system', 'content': 'Add.'}]
+  chats = [[*told, {'role': 'user', 'content': text}] for text in ('1 + 2', '3 + 4')]
+  with caplog.at_level(logging.WARNING, harness.__name__):
+    made = [lm.apply_chat_template(chat) for chat in chats]
+  assert made == [peer.apply_chat_template(chat) for chat in chats]
+  assert 'Add.' not in made[0] and '1 + 2' in made[0]
+  mine = [r.getMessage() for r in caplog.records if r.name == harness.__name__]
+  assert len(mine) == 1 and 'without their system messages' in mine[0]
+  for chat in ([*chats[0], chats[0][1]], [chats[0][1]] * 2):
+    with pytest.raises(UserError, match='refuses messages of the roles user, user'):
+      lm.apply_chat_template(chat)
+
+
 def test_a_public_model_begins_texts_as_its_files_say(make, public, tok):
   plain = tok.encode('cat')
   assert make(public()).tok_encode('cat') == plain
@@ -299,7 +399,7 @@ def test_generation_options(options, made):
   assert generation(options) == made
 
 
-def test_errors(ours, make, model, tasks, monkeypatch):
+def test_errors(ours, make, model, tasks, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"no generation option 'num_beams'; .* generation_kwargs"):
     generation({'num_beams': 4})
   for bad in ({'do_sample': True}, {'max_gen_toks': 0}, {'temperature': 1.0, 'top_p': 7}):
@@ -312,6 +412,12 @@ def test_errors(ours, make, model, tasks, monkeypatch):
       ours.loglikelihood(requests('loglikelihood', ('x', empty)), disable_tqdm=True)
   with pytest.raises(UserError, match=r"no task 'chose' in .*, did you mean 'choose'"):
     run(ours, ['chose'], tasks)
+  with pytest.raises(UserError, match=r"no task 'xy' in .*; known: choose, roll, write$"):
+    run(ours, ['xy'], tasks)
+  with pytest.raises(UserError, match=r"no task 'xy' in .*; known: none$"):
+    run(ours, ['xy'], tmp_path)
+  with pytest.raises(UserError, match=r'nowhere is no folder; give one of YAML tasks'):
+    run(ours, ['choose'], tmp_path / 'nowhere')
   params, cfg = model
   small = ModelConfig(264, D, cfg.layers)
   with pytest.raises(UserError, match='the tokenizer has 265 tokens, the model 264: give'):

@@ -43,3 +43,20 @@ def test_weights_are_widened_to_the_activations_and_never_narrowed(narrow, exper
   cfg = dataclasses.replace(experiment.model, dtype=dtype)
   got = parameters.weights(narrow[0], 7, cfg, None)
   assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
+
+
+def test_two_whole_trees_are_never_held(monkeypatch):
+  """What is live when each leaf is cast: those done in fp32, the others as they were stored."""
+  before, held = {id(x) for x in jax.live_arrays()}, []
+
+  class Cfg:
+    @property
+    def dtype(self):
+      held.append(sum(x.nbytes for x in jax.live_arrays() if id(x) not in before))
+      return 'float32'
+
+  stored = lambda *_: {f'w{i}': jnp.ones(1000, jnp.bfloat16) for i in range(8)}
+  monkeypatch.setattr(parameters, 'stored', stored)
+  got = parameters.weights(None, 0, Cfg(), None)
+  assert held == [4000 * done + 2000 * (8 - done) for done in range(8)]
+  assert {x.dtype for x in got.values()} == {jnp.dtype('float32')}

@@ -14,6 +14,8 @@ from r1jax.core import config
 from r1jax.core.errors import UserError, no_such
 from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Window
 
+OTHER = 'export another architecture, or a model whose layers one of them has'
+
 
 def architecture(cfg: ModelConfig) -> str:
   """The public architecture that has these layers."""
@@ -56,11 +58,11 @@ def check(cfg: ModelConfig, kind: str) -> None:
     raise UserError(no_such('architecture', kind, MODEL_TYPES))
   family = MLA if kind.startswith('Deepseek') else GQA
   if not all(isinstance(l.attention, family) for l in cfg.layers):
-    raise UserError(f'{kind} has {family.__name__} in every layer; this model has not')
+    raise UserError(f'{kind} has {family.__name__} in every layer; this model has not: {OTHER}')
   if (family is MLA or kind == 'Qwen3MoeForCausalLM') and not any(
     isinstance(l.mlp, MoE) for l in cfg.layers
   ):
-    raise UserError(f'{kind} has experts; a model without any cannot be one')
+    raise UserError(f'{kind} has experts; a model without any cannot be one: {OTHER}')
 
 
 MODEL_TYPES = {

@@ -42,6 +42,8 @@ def parse(options: Options) -> Public:
 
 def _parse(options: Options, architecture: str) -> Public:
   options.must('hidden_act', 'silu')
+  options.must('is_encoder_decoder', False)
+  options.must('add_cross_attention', False)
   options.must('rope_interleave', *((True, False) if 'Deepseek' in architecture else (False,)))
   layers, mtp = READERS[architecture](options)
   tied = options.take('tie_word_embeddings', bool, False)
@@ -76,8 +78,8 @@ def fp8(options: Options) -> tuple[int, int] | None:
   if given is None:
     return None
   block = given.get('weight_block_size')
-  sizes = [type(size) for size in block] if isinstance(block, list) else []
-  if given.get('quant_method') != 'fp8' or sizes != [int, int]:
+  sizes = [type(size) is int and size > 0 for size in block] if isinstance(block, list) else []
+  if given.get('quant_method') != 'fp8' or sizes != [True, True]:
     raise UserError(
       f'{options.file}: quantization {given.get("quant_method")!r} is not supported; r1jax reads '
       "unquantized weights, DeepSeek's block-scaled fp8 (weight_block_size) and GGUF"
@@ -107,14 +109,18 @@ def deepseek(options: Options, moe: dict[str, Any]) -> tuple[tuple[Layer, ...], 
     ffw=options.take('moe_intermediate_size'),
     experts=options.take('n_routed_experts'),
     active=options.take('num_experts_per_tok'),
-    shared=options.take('n_shared_experts', int, 0),
+    shared=options.take('n_shared_experts', int, 0, least=0),
     **moe,
   )
-  first = options.take('first_k_dense_replace', int, 0)
+  first = options.take('first_k_dense_replace', int, 0, least=0)
   count = options.take('num_hidden_layers')
+  if first > count:
+    raise UserError(
+      f'{options.file}: first_k_dense_replace is {first} of {count} layers; fetch it again'
+    )
   sparse = Layer(attention, experts, eps)
-  layers = (Layer(attention, Dense(ffw), eps),) * min(first, count) + (sparse,) * (count - first)
-  return layers, (sparse,) * options.take('num_nextn_predict_layers', int, 0)
+  layers = (Layer(attention, Dense(ffw), eps),) * first + (sparse,) * (count - first)
+  return layers, (sparse,) * options.take('num_nextn_predict_layers', int, 0, least=0)
 
 
 def deepseek_v3(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
@@ -183,7 +189,8 @@ def mistral(options: Options) -> tuple[tuple[Layer, ...], tuple]:
 
 def window(options: Options) -> int | None:
   """Null is none; absence is what transformers takes it for."""
-  return options.take('sliding_window', int, None if 'sliding_window' in options.data else 4096)
+  absent = None if 'sliding_window' in options.data else 4096
+  return options.take('sliding_window', int, absent, least=0)  # 0 where none is used
 
 
 def qwen2(options: Options) -> tuple[tuple[Layer, ...], tuple]:
@@ -201,12 +208,14 @@ def qwen3(options: Options) -> tuple[tuple[Layer, ...], tuple]:
 def qwen_windows(options: Options) -> list[int | None]:
   """The last layers may see a window: layer_types says which, or max_window_layers."""
   count = options.take('num_hidden_layers')
-  given, first = window(options), options.take('max_window_layers', int, 28)
+  given, first = window(options), options.take('max_window_layers', int, 28, least=0)
   width = given if options.take('use_sliding_window', bool, False) else None
   kinds = ['sliding_attention' if width and i >= first else 'full_attention' for i in range(count)]
   kinds = options.take('layer_types', list, kinds)
   if len(kinds) != count or any(k not in ('full_attention', 'sliding_attention') for k in kinds):
-    raise UserError(f'{options.file}: layer_types must name {count} full_ or sliding_attention')
+    raise UserError(
+      f'{options.file}: layer_types must name {count} full_ or sliding_attention; fetch it again'
+    )
   return [width if kind == 'sliding_attention' else None for kind in kinds]
 
 
@@ -219,6 +228,11 @@ def qwen3_moe(options: Options) -> tuple[tuple[Layer, ...], tuple]:
   count = 'num_local_experts' if 'num_local_experts' in options.data else 'num_experts'
   plain = options.take('mlp_only_layers', list, [])
   layers, _ = dense(options, grouped(options, qk_norm=True), qwen_windows(options))
+  if any(i not in range(len(layers)) for i in plain):
+    raise UserError(
+      f'{options.file}: mlp_only_layers is {plain}, expected some of 0 to {len(layers) - 1}; fetch '
+      'it again'
+    )
   experts = MoE(
     ffw=options.take('moe_intermediate_size'),
     experts=options.take(count),

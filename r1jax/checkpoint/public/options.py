@@ -16,8 +16,8 @@ _HARMLESS = """
   output_router_logits router_aux_loss_coef aux_loss_alpha seq_aux ep_size router_jitter_noise
   is_llama_config rope_interleaved transformers.js_config unsloth_version unsloth_fixed
   return_dict output_hidden_states output_attentions torchscript id2label label2id problem_type
-  chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention tokenizer_class
-  task_specific_params finetuning_task use_bfloat16 keys_to_ignore_at_inference
+  chunk_size_feed_forward is_decoder tokenizer_class task_specific_params finetuning_task
+  use_bfloat16 keys_to_ignore_at_inference
 """
 HARMLESS = frozenset(_HARMLESS.split())
 
@@ -28,8 +28,8 @@ class Options:
   def __init__(self, data: dict[str, Any], file: str):
     self.data, self.file, self._taken = data, file, set()
 
-  def take(self, key: str, kind: type | tuple[type, ...] = int, default: Any = ...) -> Any:
-    """The value of a key; a key that is absent or null gives the default, or is an error."""
+  def take(self, key: str, kind: type = int, default: Any = ..., least: int = 1) -> Any:
+    """The value of a key; absent or null gives the default, or is an error; least: of an int."""
     self._taken.add(key)
     value = self.data.get(key)
     if value is None:
@@ -39,8 +39,11 @@ class Options:
     if kind is float and type(value) is int:
       value = float(value)
     if not isinstance(value, kind) or (type(value) is bool and kind is not bool):
-      name = getattr(kind, '__name__', kind)
-      raise UserError(f'{self.file}: {key} is {value!r}, expected a value of type {name}')
+      raise UserError(
+        f'{self.file}: {key} is {value!r}, expected a value of type {kind.__name__}; fetch it again'
+      )
+    if kind is int and value < least:
+      raise UserError(f'{self.file}: {key} is {value}, expected at least {least}; fetch it again')
     return value
 
   def must(self, key: str, *allowed: Any) -> None:

@@ -56,6 +56,8 @@ def yarn(given: Options, length: int) -> Yarn:
   mscale, of_all = given.take('mscale', float, 0.0), given.take('mscale_all_dim', float, 0.0)
   attention = (mscale * log + 1) / (of_all * log + 1) if mscale and of_all else log + 1
   attention = given.take('attention_factor', float, attention)
+  # vLLM's factor beside; transformers ignores it (R1-0528-Qwen3-8B: 0.878, so that nothing scales).
+  attention *= given.take('attn_factor', float, 1.0)
   longer = math.ceil(common['original'] * common['factor'])
   return Yarn(length=max(length, longer), mscale=round((attention - 1) / log, 12), **common)
 
@@ -76,12 +78,13 @@ def ramp(given: Options, length: int) -> dict[str, Any]:
 
 def llama3(given: Options) -> Llama3:
   """Llama 3.1's."""
-  return Llama3(
-    given.take('factor', float),
-    given.take('original_max_position_embeddings'),
-    given.take('low_freq_factor', float),
-    given.take('high_freq_factor', float),
-  )
+  factor, original = given.take('factor', float), given.take('original_max_position_embeddings')
+  low, high = given.take('low_freq_factor', float), given.take('high_freq_factor', float)
+  if low >= high:
+    raise UserError(
+      f'{given.file}: low_freq_factor {low} is not below high_freq_factor {high}; fetch it again'
+    )
+  return Llama3(factor, original, low, high)
 
 
 def write(rope: Rope, latent: bool) -> dict[str, Any]:

@@ -99,9 +99,13 @@ def check(
     raise UserError(f'{said}config.json and weights must be of one model, completely downloaded')
   extra = [n for n in have if n not in want and n not in optional and not n.endswith(BUFFERS)]
   if extra:
+    mend = 'check that both are of one model'
+    module = f'model.layers.{len(public.model.layers)}.'
+    if public.router_bias and not public.model.mtp and all(n.startswith(module) for n in extra):
+      mend = 'these are a prediction module: set num_nextn_predict_layers to 1 in config.json'
     raise UserError(
       f'tensor {extra[0]} in {have[extra[0]].file} (and {len(extra) - 1} more) has no place in the '
-      f'{public.architecture} that config.json describes; check that both are of one model'
+      f'{public.architecture} that config.json describes; {mend}'
     )
   for name, shape in {**want, **optional}.items():
     if tuple(have[name].shape) != tuple(shape):

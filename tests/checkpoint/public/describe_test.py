@@ -65,6 +65,14 @@ def test_our_own_small_models_come_back(cfg):
   assert back.std == cfg.std
 
 
+def test_a_factor_that_only_some_read_is_written_as_one_that_all_do():
+  """attn_factor of R1-0528-Qwen3-8B."""
+  (file,) = (file for file in CONFIGS if file.stem == 'DeepSeek-R1-0528-Qwen3-8B')
+  made = describe.describe(parse(json.loads(file.read_text())).model, 131_072, 'bfloat16')
+  assert made['rope_scaling']['attention_factor'] == 1.0
+  assert 'attn_factor' not in made['rope_scaling']
+
+
 def test_transformers_builds_the_tensors_that_an_export_writes(file, tmp_path):
   data = json.loads(file.read_text())
   if 'num_nextn_predict_layers' in data:
@@ -195,19 +203,22 @@ def test_names_that_do_not_fit_the_layers():
   known = ', '.join(f'{kind}ForCausalLM' for kind in KINDS)
   assert refusal(DENSE, 'GemmaForCausalLM').startswith("no architecture 'GemmaForCausalLM'")
   assert refusal(DENSE, 'GemmaForCausalLM').endswith(f'known: {known}')
+  mend = ': export another architecture, or a model whose layers one of them has'
   assert refusal(DENSE, 'DeepseekV3ForCausalLM') == (
-    'DeepseekV3ForCausalLM has MLA in every layer; this model has not'
+    f'DeepseekV3ForCausalLM has MLA in every layer; this model has not{mend}'
   )
   assert refusal(R1, 'LlamaForCausalLM') == (
-    'LlamaForCausalLM has GQA in every layer; this model has not'
+    f'LlamaForCausalLM has GQA in every layer; this model has not{mend}'
   )
   mixed = dataclasses.replace(R1, layers=(LAYER, *R1.layers), mtp=())
-  assert refusal(mixed) == 'LlamaForCausalLM has GQA in every layer; this model has not'
+  assert refusal(mixed) == f'LlamaForCausalLM has GQA in every layer; this model has not{mend}'
   assert refusal(attention(DENSE, qk_norm=True), 'Qwen3MoeForCausalLM') == (
-    'Qwen3MoeForCausalLM has experts; a model without any cannot be one'
+    f'Qwen3MoeForCausalLM has experts; a model without any cannot be one{mend}'
   )
   dense = dataclasses.replace(R1, layers=R1.layers[:1], mtp=())
-  assert refusal(dense) == 'DeepseekV3ForCausalLM has experts; a model without any cannot be one'
+  assert refusal(dense) == (
+    f'DeepseekV3ForCausalLM has experts; a model without any cannot be one{mend}'
+  )
 
 
 def test_reduced_drops_what_is_no_part_of_the_function_and_nothing_else():

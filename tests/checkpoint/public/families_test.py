@@ -66,6 +66,8 @@ def qwen3_moe():
 
 
 QWEN3 = GQA(32, 8, 128, qk_norm=True, rotary=Rope(1e6, False))
+UNSCALED = Yarn(4.0, 32_768, 131_072, 32.0, 1.0, mscale=0.0)
+R1_QWEN3 = GQA(32, 8, 128, qk_norm=True, rotary=Rope(1e6, False, UNSCALED))
 LLAMA_1B = GQA(32, 8, 64, rotary=Rope(5e5, False, Llama3(32.0, 8192, 1.0, 4.0)), eps=1e-5)
 MODELS = {
   'DeepSeek-V3': presets.deepseek_v3(),
@@ -73,6 +75,7 @@ MODELS = {
   'DeepSeek-V2-Lite': presets.deepseek_v2_lite(),
   'DeepSeek-R1-Distill-Qwen-1.5B': presets.qwen_1b5(),
   'DeepSeek-R1-Distill-Llama-8B': presets.llama_8b(),
+  'DeepSeek-R1-0528-Qwen3-8B': dense(151_936, 4096, 36, R1_QWEN3, 12_288),
   'Llama-3.1-8B': presets.llama_8b(),
   'Llama-3.2-1B-Instruct': dense(128_256, 2048, 16, LLAMA_1B, 8192, 1e-5, tied=True),
   'Mistral-7B-v0.1': dense(32_000, 4096, 32, mistral(1e4, pattern=Window(4096)), 14_336, 1e-5),
@@ -90,6 +93,7 @@ SIZES = {
   'DeepSeek-V2-Lite': 15_706_484_224,
   'DeepSeek-R1-Distill-Qwen-1.5B': 1_777_088_000,
   'DeepSeek-R1-Distill-Llama-8B': 8_030_261_248,
+  'DeepSeek-R1-0528-Qwen3-8B': 8_190_735_360,
   'Llama-3.1-8B': 8_030_261_248,
   'Llama-3.2-1B-Instruct': 1_235_814_400,
   'Mistral-7B-v0.1': 7_241_732_096,
@@ -204,6 +208,8 @@ def test_halves_and_pairs_of_deepseek():
     ('DeepSeek-V3', 'scoring_func', 'softmax', "'sigmoid'"),
     ('DeepSeek-V2', 'topk_method', 'noaux_tc', "'greedy' or 'group_limited_greedy'"),
     ('DeepSeek-V2', 'norm_topk_prob', True, 'False'),
+    ('Llama-3.1-8B', 'is_encoder_decoder', True, 'False'),
+    ('Llama-3.1-8B', 'add_cross_attention', True, 'False'),
     ('Llama-3.1-8B', 'torch_dtype', 'int8', 'bfloat16, float16, float32'),
   ],
 )
@@ -229,9 +235,11 @@ def test_a_missing_key(name, key):
 
 
 def test_a_wrong_type():
-  assert refusal('Qwen3-8B', head_dim='128') == "head_dim is '128', expected a value of type int"
+  assert refusal('Qwen3-8B', head_dim='128') == (
+    "head_dim is '128', expected a value of type int; fetch it again"
+  )
   assert refusal('Qwen3-8B', tie_word_embeddings=1) == (
-    'tie_word_embeddings is 1, expected a value of type bool'
+    'tie_word_embeddings is 1, expected a value of type bool; fetch it again'
   )
 
 
@@ -263,6 +271,7 @@ def test_an_architecture_that_is_not_known():
     {'quant_method': 'fp8'},
     {'quant_method': 'fp8', 'weight_block_size': ['128', '128']},
     {'quant_method': 'fp8', 'weight_block_size': [128]},
+    {'quant_method': 'fp8', 'weight_block_size': [0, 128]},
   ],
 )
 def test_other_quantizations(given):
@@ -275,7 +284,7 @@ def test_other_quantizations(given):
 @pytest.mark.parametrize('kinds', [['full_attention'], ['linear_attention'] * 36, [[]] * 36])
 def test_layer_types(kinds):
   assert refusal('Qwen3-8B', layer_types=kinds) == (
-    'layer_types must name 36 full_ or sliding_attention'
+    'layer_types must name 36 full_ or sliding_attention; fetch it again'
   )
 
 
@@ -283,8 +292,18 @@ def test_layer_types(kinds):
   'name, changes, said',
   [
     ('Llama-3.1-8B', {'num_key_value_heads': 5}, 'heads=32 must be a multiple of kv_heads=5'),
-    ('Llama-3.1-8B', {'num_attention_heads': 0}, ''),
-    ('Llama-3.1-8B', {'num_hidden_layers': 0}, 'a model needs at least one layer'),
+    ('Llama-3.1-8B', {'num_attention_heads': 0}, 'num_attention_heads is 0, expected at least 1'),
+    ('Llama-3.1-8B', {'num_attention_heads': -32}, 'num_attention_heads is -32, expected at least'),
+    ('Llama-3.1-8B', {'num_hidden_layers': 0}, 'num_hidden_layers is 0, expected at least 1'),
+    ('Qwen3-8B', {'head_dim': 0}, 'head_dim is 0, expected at least 1'),
+    ('Qwen3-8B', {'max_window_layers': -1}, 'max_window_layers is -1, expected at least 0'),
+    (
+      'Qwen3-30B-A3B',
+      {'mlp_only_layers': [1, 99]},
+      'mlp_only_layers is [1, 99], expected some of 0 to 47',
+    ),
+    ('DeepSeek-V3', {'first_k_dense_replace': 70}, 'first_k_dense_replace is 70 of 61 layers'),
+    ('DeepSeek-V3', {'n_shared_experts': -1}, 'n_shared_experts is -1, expected at least 0'),
     (
       'Mistral-7B-v0.1',
       {'sliding_window': 0},

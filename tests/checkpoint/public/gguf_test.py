@@ -19,12 +19,12 @@ def stored(kind: str) -> np.ndarray:
   """Random valid bytes of 5 rows of 512 weights."""
   random = np.random.default_rng(0)
   x = random.standard_normal((ROWS, COLUMNS)).astype(np.float32)
-  if kind not in ('Q4_K', 'Q6_K'):  # the package has no quantizer for these
+  if kind not in ('Q4_K', 'Q5_K', 'Q6_K'):  # the package has no quantizer for these
     return gguf.quants.quantize(x, TYPES[kind])
   block, size = gguf.GGML_QUANT_SIZES[TYPES[kind]]
   data = random.integers(0, 256, (ROWS, COLUMNS // block, size), np.uint8)
   scales = random.standard_normal((ROWS, COLUMNS // block, 2)).astype(np.float16).view(np.uint8)
-  if kind == 'Q4_K':  # float16 d and dmin, scales, nibbles
+  if kind in ('Q4_K', 'Q5_K'):  # float16 d and dmin, scales, fifth bits, nibbles
     data[..., :4] = scales
   else:  # ql, qh, scales, float16 d
     data[..., -2:] = scales[..., :2]
@@ -45,7 +45,7 @@ def write(path, tensors: dict[str, tuple[np.ndarray, str | None]], **keys) -> pa
   return path
 
 
-@pytest.mark.parametrize('kind', ['Q8_0', 'Q4_0', 'Q4_1', 'Q4_K', 'Q6_K'])
+@pytest.mark.parametrize('kind', ['Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q4_K', 'Q5_K', 'Q6_K'])
 def test_any_slice_of_a_quantized_tensor_is_the_packages(tmp_path, kind):
   data = stored(kind)
   want = gguf.quants.dequantize(data, TYPES[kind])
@@ -60,8 +60,31 @@ def test_any_slice_of_a_quantized_tensor_is_the_packages(tmp_path, kind):
     (slice(None), slice(100, 301)),
     (slice(4, 9), slice(511, 512)),
     (slice(2, 2), slice(3, 7)),
+    (slice(1, 3), slice(7, 7)),
+    (slice(1, 3), slice(0, 0)),
+    (slice(None), slice(256, 512)),
   ):
     np.testing.assert_array_equal(found.read('w', index), want[index], strict=True)
+
+
+@pytest.mark.parametrize(
+  'kind, columns, blocks',
+  [
+    ('Q8_0', slice(33, 97), 3),
+    ('Q8_0', slice(64, 96), 1),
+    ('Q5_0', slice(500, 512), 1),
+    ('Q6_K', slice(256, 300), 1),
+    ('Q6_K', slice(255, 257), 2),
+  ],
+)
+def test_of_columns_only_their_blocks_are_dequantized(tmp_path, monkeypatch, kind, columns, blocks):
+  found = Gguf(write(tmp_path / 'x.gguf', {'w': (stored(kind), kind)}))
+  real, shapes = gguf.quants.dequantize, []
+  monkeypatch.setattr(
+    gguf.quants, 'dequantize', lambda x, kind: (shapes.append(x.shape), real(x, kind))[1]
+  )
+  found.read('w', (slice(1, 3), columns))
+  assert shapes == [(2, blocks * gguf.GGML_QUANT_SIZES[TYPES[kind]][1])]
 
 
 def test_experts_are_read_one_by_one(tmp_path):
@@ -156,13 +179,12 @@ def test_smollm2():
 
 
 def test_a_quantization_that_is_not_known(tmp_path):
-  x = np.zeros((2, 64), np.float32)
-  file = write(tmp_path / 'x.gguf', {'a.weight': (gguf.quants.quantize(x, TYPES.Q5_0), 'Q5_0')})
+  file = write(tmp_path / 'x.gguf', {'a.weight': (np.zeros((2, 80), np.uint8), 'Q8_1')})
   with pytest.raises(UserError) as error:
     Gguf(file)
   assert str(error.value) == (
-    f"{file}: tensor 'a.weight' is Q5_0; known: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K; take "
-    'the file in one of these'
+    f"{file}: tensor 'a.weight' is Q8_1, which the package gguf cannot dequantize; take the file "
+    'in another quantization, such as Q8_0 or Q4_K'
   )
 
 

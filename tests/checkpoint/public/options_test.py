@@ -42,16 +42,27 @@ def test_absent_and_null_give_the_default_or_are_missing(data):
 @pytest.mark.parametrize(
   'value, kind, shown',
   [
-    ('8', int, "'8', expected a value of type int"),
-    (8.0, int, '8.0, expected a value of type int'),
-    (True, int, 'True, expected a value of type int'),
-    (True, float, 'True, expected a value of type float'),
-    (1, bool, '1, expected a value of type bool'),
-    ({}, list, '{}, expected a value of type list'),
+    ('8', int, "'8', expected a value of type int; fetch it again"),
+    (8.0, int, '8.0, expected a value of type int; fetch it again'),
+    (True, int, 'True, expected a value of type int; fetch it again'),
+    (True, float, 'True, expected a value of type float; fetch it again'),
+    (1, bool, '1, expected a value of type bool; fetch it again'),
+    ({}, list, '{}, expected a value of type list; fetch it again'),
   ],
 )
 def test_a_wrong_type_is_an_error(value, kind, shown):
   assert refusal(options(a=value).take, 'a', kind) == f'config.json: a is {shown}'
+
+
+def test_an_integer_is_positive_unless_less_is_said():
+  assert options(a=0).take('a', least=0) == 0
+  assert options(a=-0.5).take('a', float) == -0.5
+  assert refusal(options(a=0).take, 'a') == (
+    'config.json: a is 0, expected at least 1; fetch it again'
+  )
+  assert refusal(options(a=-1).take, 'a', int, None, least=0) == (
+    'config.json: a is -1, expected at least 0; fetch it again'
+  )
 
 
 def test_an_option_with_few_values_has_one_of_them():
@@ -85,7 +96,7 @@ def test_the_architecture_is_the_first_that_is_named():
       "config.json: no architecture 'none given'; known: A, B"
     )
   assert refusal(choose, options(architectures='A'), ['A']) == (
-    "config.json: architectures is 'A', expected a value of type list"
+    "config.json: architectures is 'A', expected a value of type list; fetch it again"
   )
 
 

@@ -71,6 +71,8 @@ def test_the_attention_factor_becomes_mscale():
       (0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1),
     ),
     ({'mscale': 0.5}, 0.1 * math.log(4) + 1),
+    ({'attn_factor': 0.8782488562869419}, 1.0),  # R1-0528-Qwen3-8B's
+    ({'attn_factor': 0.5, 'attention_factor': 1.25}, 0.625),
   ]:
     scaling = read(rope_scaling=QWEN | said).scaling
     assert 0.1 * scaling.mscale * math.log(4) + 1 == pytest.approx(m, abs=1e-12)
@@ -102,13 +104,13 @@ def test_llama3_is_not_for_mla():
   'scaling, said',
   [
     ({'factor': ...}, 'factor is missing; it is needed to build the model'),
-    ({'factor': '4'}, "factor is '4', expected a value of type float"),
+    ({'factor': '4'}, "factor is '4', expected a value of type float; fetch it again"),
     ({'factor': 1.0}, 'factor is 1.0, expected more than 1; fetch it again'),
     ({'truncate': False}, 'truncate is False; r1jax supports True'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5; r1jax supports 1.0'),
     (
-      {'attn_factor': 0.8},
-      "unknown option 'attn_factor'; r1jax does not know whether that changes the model; take it "
+      {'attn_scale': 0.8},
+      "unknown option 'attn_scale'; r1jax does not know whether that changes the model; take it "
       'out of the file if it does not',
     ),
   ],
@@ -116,6 +118,14 @@ def test_llama3_is_not_for_mla():
 def test_a_mistake_in_the_scaling_is_one_line(scaling, said):
   given = {k: v for k, v in (QWEN | scaling).items() if v is not ...}
   assert refusal(rope_scaling=given) == f'config.json: rope_scaling: {said}'
+
+
+@pytest.mark.parametrize('low', [4.0, 5.0])
+def test_the_low_factor_of_llama3_is_below_the_high_one(low):
+  assert refusal(rope_scaling=LLAMA | {'low_freq_factor': low}) == (
+    f'config.json: rope_scaling: low_freq_factor {low} is not below high_freq_factor 4.0; fetch it '
+    'again'
+  )
 
 
 def test_mistakes_of_mla_and_of_types():
@@ -127,10 +137,14 @@ def test_mistakes_of_mla_and_of_types():
     'config.json: rope_scaling: mscale_all_dim is missing; it is needed to build the model'
   )
   assert refusal(rope_scaling='yarn') == (
-    "config.json: rope_scaling is 'yarn', expected a value of type dict"
+    "config.json: rope_scaling is 'yarn', expected a value of type dict; fetch it again"
   )
   assert refusal(rope_parameters={'rope_theta': 'x'}) == (
-    "config.json: rope_parameters: rope_theta is 'x', expected a value of type float"
+    "config.json: rope_parameters: rope_theta is 'x', expected a value of type float; fetch it "
+    'again'
+  )
+  assert refusal(latent=True, rope_scaling=QWEN | MSCALE | {'attn_factor': 0.8}).startswith(
+    "config.json: rope_scaling: unknown option 'attn_factor'"
   )
   assert refusal(rope_parameters={'full_attention': {}}).startswith(
     "config.json: rope_scaling: unknown option 'full_attention'"
@@ -138,7 +152,9 @@ def test_mistakes_of_mla_and_of_types():
 
 
 reals = st.floats(0.01, 1e6, allow_nan=False)
-llamas = st.builds(Llama3, reals, st.integers(1, 1 << 20), reals, reals)
+llamas = st.builds(Llama3, reals, st.integers(1, 1 << 20), reals, reals).filter(
+  lambda scaling: scaling.low < scaling.high
+)
 
 
 @st.composite

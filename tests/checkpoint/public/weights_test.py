@@ -234,6 +234,16 @@ def test_extra_tensors(llama):
   )
 
 
+def test_a_prediction_module_that_the_config_does_not_name(v3):
+  change(v3, num_nextn_predict_layers=0)
+  assert refusal(v3).endswith(
+    'has no place in the DeepseekV3ForCausalLM that config.json describes; these are a prediction '
+    'module: set num_nextn_predict_layers to 1 in config.json'
+  )
+  change(v3, {'z': np.zeros(1, np.float32)})
+  assert refusal(v3).endswith('check that both are of one model')
+
+
 def test_the_frequencies_that_old_checkpoints_hold_are_no_weights(llama):
   change(llama, {'model.layers.0.self_attn.rotary_emb.inv_freq': np.ones(6, np.float32)})
   assert len(opened(llama).leaves) == 11
