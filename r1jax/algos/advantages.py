@@ -1,7 +1,11 @@
 """Group-relative advantages: how much better a sample did than its siblings on the same prompt.
 
-  Std:       A_i = (R_i − mean R) / (std R + eps)     GRPO, DeepSeekMath, arXiv 2402.03300
-  Centered:  A_i = R_i − mean R                       Dr. GRPO, arXiv 2503.20783
+  Std:          A_i = (R_i − mean R) / (std R + eps)     GRPO, DeepSeekMath, arXiv 2402.03300
+  Centered:     A_i = R_i − mean R                       Dr. GRPO, arXiv 2503.20783
+  LeaveOneOut:  A_i = R_i − mean of the others' R        RLOO, arXiv 2402.14740
+
+LeaveOneOut is Centered times G/(G−1): its baseline does not depend on the sample, so the policy
+gradient is unbiased, where Centered's is (G−1)/G of it.
 
 mean and std run over the whole group (std with 1/G; the papers do not say which), so advantages are
 taken before a batch is split into minibatches. A group of equal rewards, and a group of one, has
@@ -31,7 +35,12 @@ class Centered:
   """Centre each group and leave the scale of its rewards."""
 
 
-Scale = Std | Centered
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut:
+  """Centre each sample on the mean of its siblings."""
+
+
+Scale = Std | Centered | LeaveOneOut
 
 
 def group_advantages(reward_PG: jax.Array, scale: Scale) -> jax.Array:
@@ -45,6 +54,9 @@ def group_advantages(reward_PG: jax.Array, scale: Scale) -> jax.Array:
   match scale:
     case Centered():
       return centered_PG
+    case LeaveOneOut():
+      group = reward_PG.shape[1]
+      return centered_PG * (group / max(group - 1, 1))
     case Std(eps):
       std_P1 = jnp.sqrt(jnp.square(centered_PG).mean(axis=1, keepdims=True))
       return centered_PG / (std_P1 + eps)

@@ -16,7 +16,18 @@ import jax.numpy as jnp
 
 from r1jax.algos.advantages import Scale, Std
 from r1jax.algos.kl import KL, Unbiased, k3, kl
-from r1jax.algos.surrogate import Aggregate, Clip, SequenceMean, aggregate, clipped_surrogate
+from r1jax.algos.offpolicy import SequenceMask, Truncated, kept, truncated_weights
+from r1jax.algos.surrogate import (
+  Aggregate,
+  Clip,
+  Ratio,
+  SequenceMean,
+  TokenRatio,
+  aggregate,
+  clipped,
+  masked,
+  ratios,
+)
 from r1jax.core.metrics import Mean
 
 
@@ -27,6 +38,7 @@ class GRPO:
   group: samples of one prompt.
   old: whose log-probabilities are π_old: the rollout's, or the trainer's before its first update.
   truncated: completions cut off at the limit count as they are, or are masked out (DAPO).
+  drop, correct: off-policy corrections (offpolicy.py), None to leave them out.
   """
 
   group: int = 16
@@ -37,12 +49,20 @@ class GRPO:
   aggregate: Aggregate = dataclasses.field(default_factory=SequenceMean)
   old: Literal['sampled', 'recomputed'] = 'sampled'
   truncated: Literal['count', 'mask'] = 'count'
+  ratio: Ratio = dataclasses.field(default_factory=TokenRatio)
+  drop: SequenceMask | None = None
+  correct: Truncated | None = None
 
   def __post_init__(self) -> None:
     if self.group < 1:
       raise ValueError(f'group is {self.group}; it must be ≥ 1 (and > 1 to learn anything)')
     if self.beta < 0:
       raise ValueError(f'beta is {self.beta}; it must be ≥ 0 (0 leaves the KL term out)')
+    if self.correct and self.old == 'sampled':
+      raise ValueError(
+        "correct weighs tokens by π_old/π_sampled, which is 1 with old='sampled'; set "
+        "old='recomputed' or correct=None"
+      )
 
 
 def completion_mask(length_B: jax.Array, L: int, start_B: jax.Array | int = 0) -> jax.Array:
@@ -68,19 +88,50 @@ def loss(
   adv_B: jax.Array,
   mask_BL: jax.Array,
   cfg: GRPO,
+  sampled_BL: jax.Array | None = None,
 ) -> tuple[Mean, dict[str, Mean]]:
-  """((sum, weight), metrics) of a batch or any part of it; ref_BL may be None when β is 0."""
+  """((sum, weight), metrics) of a batch or any part of it; ref_BL may be None when β is 0.
+
+  sampled_BL: the rollout's log-probs, where they are not old_BL; only the corrections read them.
+  """
   if cfg.beta and ref_BL is None:
     raise ValueError(f'beta is {cfg.beta} but ref_BL is None: give the log-probs, or set beta=0')
   chex.assert_equal_shape([logp_BL, old_BL, mask_BL])
+  chex.assert_shape(adv_B, logp_BL.shape[:1])
   mask_BL = mask_BL.astype(bool)
   # aggregate drops padding's values; selecting here also drops its gradient, were it 0·NaN.
   logp_BL = jnp.where(mask_BL, logp_BL, 0)
-  loss_BL, clipped_BL = clipped_surrogate(logp_BL, old_BL, adv_B, cfg.clip)
+  ratio_BL = ratios(logp_BL, old_BL, mask_BL, cfg.ratio)
+  loss_BL, clipped_BL = clipped(ratio_BL, adv_B[:, None], cfg.clip)
+  weight_BL, metrics = corrections(logp_BL, old_BL, sampled_BL, adv_B, mask_BL, cfg)
+  loss_BL *= weight_BL
   if cfg.beta:
     loss_BL += cfg.beta * kl(cfg.kl, logp_BL, ref_BL, old_BL)
-  metrics = token_metrics(logp_BL, old_BL, ref_BL, clipped_BL, mask_BL)
+  metrics |= token_metrics(logp_BL, old_BL, ref_BL, clipped_BL, mask_BL)
   return aggregate(loss_BL, mask_BL, cfg.aggregate), metrics
+
+
+def corrections(
+  logp_BL: jax.Array,
+  old_BL: jax.Array,
+  sampled_BL: jax.Array | None,
+  adv_B: jax.Array,
+  mask_BL: jax.Array,
+  cfg: GRPO,
+) -> tuple[jax.Array, dict[str, Mean]]:
+  """m·w of each token (a constant), and what each correction did."""
+  if cfg.correct and sampled_BL is None:
+    raise ValueError('correct is set but sampled_BL is None: give the log-probs of the rollout')
+  sampled_BL = old_BL if sampled_BL is None else sampled_BL
+  weight_BL, metrics = jnp.ones_like(logp_BL), {}
+  if cfg.correct:
+    weight_BL = truncated_weights(old_BL, sampled_BL, mask_BL, cfg.correct).astype(logp_BL.dtype)
+    metrics['importance_weight'] = masked(weight_BL, mask_BL)
+  if cfg.drop:
+    kept_B, any_B = kept(logp_BL, sampled_BL, adv_B, mask_BL, cfg.drop), mask_BL.any(axis=1)
+    weight_BL = jnp.where(kept_B[:, None], weight_BL, 0)
+    metrics['dropped'] = masked((~kept_B).astype(logp_BL.dtype), any_B)
+  return weight_BL, metrics
 
 
 def token_metrics(
@@ -100,8 +151,4 @@ def token_metrics(
   }
   if ref_BL is not None:
     per_token['kl'] = k3(logp_BL, ref_BL)
-  count = mask_BL.sum().astype(logp_BL.dtype)
-  return {
-    name: (jnp.sum(jnp.where(mask_BL, x_BL, 0), dtype=logp_BL.dtype), count)
-    for name, x_BL in per_token.items()
-  }
+  return {name: masked(x_BL.astype(logp_BL.dtype), mask_BL) for name, x_BL in per_token.items()}

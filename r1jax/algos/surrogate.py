@@ -1,9 +1,13 @@
-"""The clipped surrogate of PPO and the three ways of averaging it over a batch.
+"""The clipped surrogate of PPO, its two ratios, and the three ways of averaging it over a batch.
 
-  loss_t = −min(r_t A, clip(r_t, 1−low, 1+high) A),   r_t = π(o_t)/π_old(o_t)
+  loss_t = −min(r_t A, clip(r_t, 1−low, 1+high) A)
 
-PPO: arXiv 1707.06347. low ≠ high is DAPO's clip-higher (arXiv 2503.14476). R1's ε = 10 leaves the
-lower side unbound and binds the upper one for A > 0 and r > 11.
+  TokenRatio         r_t = π(o_t)/π_old(o_t)                 PPO, arXiv 1707.06347; GRPO
+  SequenceRatio      r_t = (π(o)/π_old(o))^(1/|o|)           GSPO, arXiv 2507.18071
+
+low ≠ high is DAPO's clip-higher (arXiv 2503.14476). R1's ε = 10 leaves the lower side unbound and
+binds the upper one for A > 0 and r > 11. GSPO's bounds are far narrower (3e-4 and 4e-4), since a
+geometric mean over |o| tokens hardly moves; with SequenceMean its objective is the paper's.
 
   TokenMean          Σ_it loss_it / Σ_i |o_i|                DAPO
   SequenceMean       1/B Σ_i 1/|o_i| Σ_t loss_it             GRPO, arXiv 2402.03300
@@ -36,6 +40,19 @@ class Clip:
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenRatio:
+  """Every token has its own ratio."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceRatio:
+  """The tokens of a sequence share the geometric mean of their ratios."""
+
+
+Ratio = TokenRatio | SequenceRatio
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenMean:
   """Every token of the batch weighs the same."""
 
@@ -59,16 +76,38 @@ class ConstantLength:
 Aggregate = TokenMean | SequenceMean | ConstantLength
 
 
+def ratios(logp_BL: jax.Array, old_BL: jax.Array, mask_BL: jax.Array, how: Ratio) -> jax.Array:
+  """r_t at each token, 1 outside the mask whatever stands there; π_old is a constant."""
+  chex.assert_equal_shape([logp_BL, old_BL, mask_BL])
+  mask_BL = mask_BL.astype(bool)
+  log_BL = jnp.where(mask_BL, logp_BL - jax.lax.stop_gradient(old_BL), 0)
+  match how:
+    case TokenRatio():
+      return jnp.exp(log_BL)
+    case SequenceRatio():
+      count_B1 = jnp.maximum(mask_BL.sum(axis=1, keepdims=True), 1)
+      mean_B1 = log_BL.sum(axis=1, keepdims=True) / count_B1
+      return jnp.where(mask_BL, jnp.exp(mean_B1), 1)
+
+
+def clipped(ratio_BL: jax.Array, adv_BL: jax.Array, clip: Clip) -> tuple[jax.Array, jax.Array]:
+  """Loss of each token, and whether the clip binds there (its gradient is then zero).
+
+  adv_BL may be [B, 1], one advantage for a whole sequence.
+  """
+  free_BL = ratio_BL * adv_BL
+  bound_BL = jnp.clip(ratio_BL, 1 - clip.low, 1 + clip.high) * adv_BL
+  return -jnp.minimum(free_BL, bound_BL), bound_BL < free_BL
+
+
 def clipped_surrogate(
   logp_BL: jax.Array, old_BL: jax.Array, adv_B: jax.Array, clip: Clip
 ) -> tuple[jax.Array, jax.Array]:
-  """Loss of each token, and whether the clip binds there (its gradient is then zero)."""
+  """`clipped` with a ratio for every token and an advantage for every sequence."""
   chex.assert_equal_shape([logp_BL, old_BL])
   chex.assert_shape(adv_B, logp_BL.shape[:1])
   ratio_BL = jnp.exp(logp_BL - jax.lax.stop_gradient(old_BL))
-  bounded_BL = jnp.clip(ratio_BL, 1 - clip.low, 1 + clip.high)
-  free_BL, bound_BL = ratio_BL * adv_B[:, None], bounded_BL * adv_B[:, None]
-  return -jnp.minimum(free_BL, bound_BL), bound_BL < free_BL
+  return clipped(ratio_BL, adv_B[:, None], clip)
 
 
 def weights_BL(mask_BL: jax.Array, how: Aggregate, dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -103,3 +142,10 @@ def aggregate(loss_BL: jax.Array, mask_BL: jax.Array, how: Aggregate) -> Mean:
   weight_BL = weights_BL(mask_BL, how, loss_BL.dtype)
   total = jnp.sum(jnp.where(mask_BL.astype(bool), weight_BL * loss_BL, 0))
   return total, denominator(mask_BL, how, loss_BL.dtype)
+
+
+def masked(x: jax.Array, mask: jax.Array) -> Mean:
+  """(sum, count) of whatever the mask counts, of any shape."""
+  chex.assert_equal_shape([x, mask])
+  mask = mask.astype(bool)
+  return jnp.where(mask, x, 0).sum(), mask.sum().astype(x.dtype)

@@ -2,7 +2,11 @@
 
 `task()` returns any object with `name`, `examples` and `grade` (see `Task`), or, shorter,
 `from_functions(name, make, grade)`: `make(seed)` writes an example, `grade(example, answer)` judges
-the text of its answer. Splits, format and language come with it.
+the text of its answer. Splits, format and language come with it. More parts of the reward are
+functions beside their weights:
+
+    parts={'brief': (0.3, lambda example, completion: 1 / (1 + len(completion)))}   of one text
+    group={'spread': (0.3, lambda samples: [...])}     of all samples of a prompt, see `group.Part`
 
 The file is run as code, here and in every worker of the grading pool.
 """
@@ -12,16 +16,19 @@ import importlib.util
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from r1jax.core.errors import UserError
 from r1jax.rewards import compose
+from r1jax.rewards import group as groups
 from r1jax.rewards.outcome import Outcome
 from r1jax.tasks.splits import Splits
 from r1jax.tasks.task import Example, Grade, Split, Task
 
 # A float from a user's grader counts as a solved problem from here on.
 _SOLVED = 0.99
+
+OwnPart = Callable[[Example, str], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +47,19 @@ class FunctionTask:
     make: Callable[[int], Example],
     grade: Callable[[Example, str], bool | float | Outcome],
     weights: compose.RewardWeights,
+    parts: Mapping[str, tuple[float, OwnPart]],
+    group: groups.Parts,
   ):
+    compose.check_own(weights, parts)
+    compose.check_own(weights, group)
+    for part in parts:
+      if part in group:
+        raise UserError(
+          f"reward part '{part}' is of one text and of a group; give one another name"
+        )
     self.name = name
     self._make, self._grade, self._weights = make, grade, weights
+    self._parts, self._group = parts, group
     self._splits = Splits(lambda i: self._checked(i).question)
 
   def examples(self, split: Split, start: int, count: int) -> list[Example]:
@@ -54,10 +71,16 @@ class FunctionTask:
     return [dataclasses.replace(e, solution=None) for e in examples]
 
   def grade(self, example: Example, completion: str) -> Grade:
-    """The user's verdict on the answer of a well-formed completion."""
-    return compose.judge(
-      completion, self._weights, lambda answer: self._verdict(self._grade(example, answer))
-    )
+    """The user's verdict on the answer of a well-formed completion, and the user's parts."""
+    check = lambda answer: self._verdict(self._grade(example, answer))
+    own = {name: (w, part(example, completion)) for name, (w, part) in self._parts.items()}
+    return compose.judge(completion, self._weights, check, own=own)
+
+  def regrade(
+    self, grades: Sequence[Grade], texts: Sequence[str], lengths: Sequence[int] | None = None
+  ) -> list[Grade]:
+    """The grades of one prompt's samples with the user's group parts added."""
+    return groups.regrade(grades, texts, self._group, lengths)
 
   def _checked(self, seed: int) -> Example:
     example = self._make(seed)
@@ -80,9 +103,15 @@ def from_functions(
   make: Callable[[int], Example],
   grade: Callable[[Example, str], bool | float | Outcome],
   weights: compose.RewardWeights | None = None,
+  parts: Mapping[str, tuple[float, OwnPart]] | None = None,
+  group: groups.Parts | None = None,
 ) -> FunctionTask:
-  """A task from `make(seed) -> Example` (same seed, same example) and `grade(example, answer)`."""
-  return FunctionTask(name, make, grade, weights or compose.RewardWeights())
+  """A task from `make(seed) -> Example` (same seed, same example) and `grade(example, answer)`.
+
+  parts: name -> (weight, function of example and completion). group: name -> (weight, group part).
+  """
+  weights = weights or compose.RewardWeights()
+  return FunctionTask(name, make, grade, weights, parts or {}, group or {})
 
 
 def load(spec: File) -> Task:

@@ -1,12 +1,14 @@
 """Which task: a typed union for configs, and the one place that builds from it."""
 
 from r1jax.core.errors import UserError
+from r1jax.tasks.choice import Choice, ChoiceTask
+from r1jax.tasks.code import Code, CodeTask
 from r1jax.tasks.file import File, load
 from r1jax.tasks.gym import Gym, GymTask
 from r1jax.tasks.maths import Maths, MathsTask
 from r1jax.tasks.task import Task
 
-TaskSpec = Gym | Maths | File
+TaskSpec = Gym | Maths | Choice | Code | File
 
 
 def make(spec: TaskSpec) -> Task:
@@ -16,7 +18,11 @@ def make(spec: TaskSpec) -> Task:
       return GymTask(spec)
     case Maths():
       return MathsTask(spec)
+    case Choice():
+      return ChoiceTask(spec)
+    case Code():
+      return CodeTask(spec)
     case File():
       return load(spec)
     case _:
-      raise UserError(f'task is {spec!r}; expected Gym(…), Maths(…) or File(…)')
+      raise UserError(f'task is {spec!r}; expected Gym(…), Maths(…), Choice(…), Code(…) or File(…)')

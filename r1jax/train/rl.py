@@ -1,6 +1,6 @@
 """Reinforcement learning with verifiable rewards.
 
-    rollout → grade → advantages → minibatches over a frozen π_old
+    rollout → grade → shape → advantages → minibatches over a frozen π_old
 
 Whose log-probabilities are π_old is written in the config (`algorithm.old`): as sampled by the
 rollout, or recomputed by the trainer before the first update. The rollout's temperature, top-p and
@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from r1jax.algos import grpo, surrogate
 from r1jax.algos.grpo import GRPO
+from r1jax.algos.shaping import Shaping
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model.config import ModelConfig
 from r1jax.optim.optimizer import AdamW
+from r1jax.rewards.group import GroupWeights
 from r1jax.rollout.collect import Limits
 from r1jax.rollout.trajectory import RLBatch
 from r1jax.train import forward
@@ -29,6 +31,8 @@ from r1jax.train.step import Aux
 class RL:
   """A stage: each step samples `algorithm.group` completions of `prompts` questions.
 
+  rewards: what a sample earns beside its siblings (diversity, conciseness), beyond its own grade.
+  shaping: what is done to a group's rewards before advantages are taken (overlong, ranks).
   minibatches: updates a rollout, π_old frozen over them. refresh: steps between hard copies of the
   policy into the reference (R1: 400).
   """
@@ -39,6 +43,8 @@ class RL:
   prompts: int = 32
   limits: Limits = Limits()
   sampling: Sampling = Sampling()
+  rewards: GroupWeights = GroupWeights()
+  shaping: Shaping = Shaping()
   minibatches: int = 1
   microbatches: int = 1
   refresh: int = 400
@@ -88,7 +94,9 @@ def loss(
   old_BL = b.sampled_BL if b.old_BL is None else b.old_BL
   counted_BL = masks(b, stage)
   mask_BL = counted_BL & jnp.isfinite(scored.logp) & jnp.isfinite(old_BL)
-  main, metrics = grpo.loss(scored.logp, old_BL, b.ref_BL, b.advantage_B, mask_BL, stage.algorithm)
+  main, metrics = grpo.loss(
+    scored.logp, old_BL, b.ref_BL, b.advantage_B, mask_BL, stage.algorithm, b.sampled_BL
+  )
   beside, more = forward.auxiliary(params, cfg, b.batch, out, stage.auxiliary, d)
   count = mask_BL.sum().astype(jnp.float32)
   sampled = jnp.where(mask_BL, jnp.abs(scored.logp - b.sampled_BL), 0).sum()

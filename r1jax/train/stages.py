@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.algos.advantages import group_advantages
+from r1jax.algos.shaping import shape
 from r1jax.core import metrics, prng
 from r1jax.core.program import Program
 from r1jax.data import stream
@@ -24,6 +25,7 @@ from r1jax.data.stream import Position
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model import flops
 from r1jax.optim import optimizer as optim
+from r1jax.rewards import group as groups
 from r1jax.rollout import collect
 from r1jax.rollout.collect import Trajectories
 from r1jax.rollout.trajectory import RLBatch, rl_batch, rows
@@ -203,6 +205,8 @@ def rollout(run: Run, stage: RL, params: Any, step: int) -> Trajectories:
     written = collect.texts(run.tok, samples)
     repeated = [e for e in asked for _ in range(group)]
     grades = collect.graded(run.grade, repeated, written, samples)
+    lengths = samples.length_B.tolist()
+    grades = groups.regrade_all(grades, written, group, stage.rewards.parts(), lengths)
   return Trajectories(prompts_BP, lengths_B, samples, written, grades)
 
 
@@ -212,7 +216,8 @@ def prepare(
   """Advantages of whole groups, then the log-probabilities that the objective compares with."""
   group, a = stage.algorithm.group, stage.algorithm
   reward_PG = jnp.asarray([g.reward for g in t.grades], jnp.float32).reshape(-1, group)
-  advantage_B = np.asarray(group_advantages(reward_PG, a.scale)).reshape(-1)
+  shaped_PG = shape(reward_PG, t.samples.length_B.reshape(-1, group), stage.shaping)
+  advantage_B = np.asarray(group_advantages(shaped_PG, a.scale)).reshape(-1)
   batch = rl_batch(t, advantage_B, len(run.exp.model.mtp), replay=stage.routing == 'replay')
   placed = place.rows(run.mesh, batch, rl.batch_axis(batch))
   reference_BL = processes.fetch(refer(state.reference, placed)) if a.beta else None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from r1jax.algos.advantages import Centered, Std, group_advantages
 from r1jax.algos.grpo import GRPO, completion_mask, loss, loss_mask
 from r1jax.algos.kl import K2, K3, Unbiased, k3
-from r1jax.algos.surrogate import Clip, ConstantLength, SequenceMean, TokenMean
+from r1jax.algos.offpolicy import SequenceMask, Truncated
+from r1jax.algos.surrogate import Clip, ConstantLength, SequenceMean, SequenceRatio, TokenMean
 
 B, L, S, V = 8, 6, 4, 5
 ROWS = np.arange(B)
@@ -22,15 +23,19 @@ LENGTH = np.array([6, 1, 3, 4, 2, 6, 0, 5])
 STATE, TOKEN = RNG.integers(S, size=(B, L)), RNG.integers(V, size=(B, L))
 LOGITS, REF, OLD = RNG.normal(size=(3, S, V))
 ADV = np.array(RNG.normal(size=B))
+SAMPLED = OLD + 0.5 * RNG.normal(size=(S, V))
 
 R1 = GRPO(clip=Clip(10, 10), kl=K3())
 DAPO = GRPO(clip=Clip(0.2, 0.28), beta=0, aggregate=TokenMean(), truncated='mask')
 DR_GRPO = GRPO(beta=0, scale=Centered(), aggregate=ConstantLength(L))
-FAMILY = [GRPO(beta=0.1), R1, DAPO, DR_GRPO, GRPO(kl=K2(), beta=1.0, aggregate=TokenMean())]
+GSPO = GRPO(clip=Clip(0.3, 0.4), beta=0.1, ratio=SequenceRatio())
+CORRECTED = GRPO(beta=0.1, old='recomputed', drop=SequenceMask(0.2), correct=Truncated(1.5))
+K2_BY_TOKEN = GRPO(kl=K2(), beta=1.0, aggregate=TokenMean())
+FAMILY = [GRPO(beta=0.1), R1, DAPO, DR_GRPO, K2_BY_TOKEN, GSPO, CORRECTED]
 
 
 @pytest.fixture(autouse=True, scope='module')
-def x64():
+def x64(quick_compilation):
   with jax.enable_x64(True):
     yield
 
@@ -46,7 +51,8 @@ def mask():
 def pair(logits, cfg, rows=slice(None), old=OLD):
   """((sum, weight), metrics) of some rows of the batch."""
   logp, old, ref = logp_BL(logits, rows), logp_BL(old, rows), logp_BL(REF, rows)
-  return loss(logp, old, ref, jnp.asarray(ADV)[rows], mask()[rows], cfg)
+  sampled = logp_BL(SAMPLED, rows)
+  return loss(logp, old, ref, jnp.asarray(ADV)[rows], mask()[rows], cfg, sampled)
 
 
 @functools.partial(jax.jit, static_argnames='cfg')
@@ -100,6 +106,45 @@ def test_the_kl_term_joins_token_by_token():
   np.testing.assert_allclose(grad / weight, want, rtol=1e-12, atol=1e-15)
 
 
+def test_gspo_is_the_policy_gradient_scaled_by_the_sequence_ratio():
+  """∇ = −s_i A_i 1/|o_i| Σ_t ∇ log π_it where the clip does not bind, 0 where it does."""
+  cfg = dataclasses.replace(GSPO, beta=0)
+  _, weight, grad = sum_and_grad(cfg)
+  log_BL = np.asarray(logp_BL(LOGITS) - logp_BL(OLD))
+  s_B = np.array([np.exp(row[:n].mean()) if n else 1.0 for row, n in zip(log_BL, LENGTH)])
+  binds_B = ((ADV > 0) & (s_B > 1.4)) | ((ADV < 0) & (s_B < 0.7))
+  assert 0 < binds_B.sum() < 6
+  want = policy_gradient(lambda i: 0 if binds_B[i] else s_B[i] / LENGTH[i] / 7)
+  np.testing.assert_allclose(grad / weight, want, rtol=1e-12, atol=1e-15)
+
+
+def test_off_policy_corrections_scale_the_surrogate_and_nothing_else():
+  """m·min(π_old/π_sampled, cap) times each token's surrogate; KL and weight are as without."""
+  cfg = dataclasses.replace(CORRECTED, clip=Clip(100, 100), aggregate=TokenMean())
+  counted_BL = np.asarray(mask())
+  logp, old, sampled = (np.asarray(logp_BL(x)) for x in (LOGITS, OLD, SAMPLED))
+  far_B = np.array([(sampled - logp)[i, :n].sum() > 0.2 * n for i, n in enumerate(LENGTH)])
+  m_B, w_BL = np.where(far_B & (ADV < 0), 0, 1), np.minimum(np.exp(old - sampled), 1.5)
+  assert 0 < m_B.sum() < B
+  surrogate_BL = counted_BL * np.exp(logp - old) * ADV[:, None]
+  (total, count), metrics = pair(LOGITS, cfg)
+  (plain, plain_count), _ = pair(LOGITS, dataclasses.replace(cfg, drop=None, correct=None))
+  moved = (surrogate_BL * (1 - m_B[:, None] * w_BL)).sum()
+  np.testing.assert_allclose(total, plain + moved, rtol=1e-12)
+  assert count == plain_count == LENGTH.sum()
+  assert metrics['dropped'] == ((1 - m_B[LENGTH > 0]).sum(), 7)
+  got = np.divide(*metrics['importance_weight'])
+  np.testing.assert_allclose(got, w_BL[counted_BL].mean(), rtol=1e-12)
+
+
+def test_a_correction_without_the_rollout_s_log_probs_is_refused():
+  arrays = logp_BL(LOGITS), logp_BL(OLD), logp_BL(REF), jnp.asarray(ADV), mask()
+  with pytest.raises(ValueError, match='sampled_BL is None'):
+    loss(*arrays, CORRECTED)
+  with pytest.raises(ValueError, match="old='recomputed'"):
+    GRPO(correct=Truncated())
+
+
 def parts_of(cfg, order, sizes):
   """(sum, weight, gradient) of microbatches of these sizes, their rows taken in this order."""
   return [sum_and_grad(cfg, rows) for rows in np.split(np.array(order), np.cumsum(sizes)[:-1])]
@@ -125,11 +170,12 @@ def test_contract_01_a_mean_of_means_would_differ():
 @pytest.mark.parametrize('cfg', FAMILY)
 @pytest.mark.parametrize('junk', [np.nan, np.inf, -np.inf, 1e4])
 def test_contract_01_padding_reaches_neither_value_nor_gradient(cfg, junk):
-  def f(logp_BL, old_BL, ref_BL):
-    (total, weight), metrics = loss(logp_BL, old_BL, ref_BL, jnp.asarray(ADV), mask(), cfg)
+  def f(logp_BL, old_BL, ref_BL, sampled_BL):
+    adv_B = jnp.asarray(ADV)
+    (total, weight), metrics = loss(logp_BL, old_BL, ref_BL, adv_B, mask(), cfg, sampled_BL)
     return total, (weight, metrics)
 
-  clean = [logp_BL(x) for x in (LOGITS, OLD, REF)]
+  clean = [logp_BL(x) for x in (LOGITS, OLD, REF, SAMPLED)]
   dirty = [jnp.where(mask(), x, junk) for x in clean]
   want, got = (jax.value_and_grad(f, has_aux=True)(*x) for x in (clean, dirty))
   jax.tree.map(np.testing.assert_array_equal, got, want)

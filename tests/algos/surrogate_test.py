@@ -9,10 +9,15 @@ from r1jax.algos.surrogate import (
   Clip,
   ConstantLength,
   SequenceMean,
+  SequenceRatio,
   TokenMean,
+  TokenRatio,
   aggregate,
+  clipped,
   clipped_surrogate,
   denominator,
+  masked,
+  ratios,
   weights_BL,
 )
 
@@ -53,6 +58,39 @@ def test_the_old_policy_is_a_constant():
     return clipped_surrogate(jnp.zeros((2, 3)), old_BL, jnp.ones(2), Clip())[0].sum()
 
   np.testing.assert_array_equal(jax.grad(f)(jnp.full((2, 3), 0.1)), 0)
+
+
+@pytest.mark.parametrize('junk', [0, np.nan, np.inf])
+def test_ratios_by_token_and_by_sequence(junk):
+  """GSPO: the geometric mean over a row's counted tokens; padding has ratio 1 and no say."""
+  log_BL = np.where(MASK, LOSS, junk)
+  args = jnp.asarray(log_BL), jnp.zeros(MASK.shape), jnp.asarray(MASK)
+  token_BL, sequence_BL = np.ones(MASK.shape), np.ones(MASK.shape)
+  for i, t in np.argwhere(MASK):
+    token_BL[i, t] = np.exp(LOSS[i, t])
+    sequence_BL[i, t] = np.exp(LOSS[i][MASK[i]]).prod() ** (1 / MASK[i].sum())
+  np.testing.assert_allclose(ratios(*args, TokenRatio()), token_BL, rtol=1e-5)
+  np.testing.assert_allclose(ratios(*args, SequenceRatio()), sequence_BL, rtol=1e-5)
+
+
+def test_clipped_with_an_advantage_for_each_token():
+  """Per-token advantages, as PPO has them, are those of one-token sequences."""
+  ratio_BL, adv_BL = np.exp(LOSS), np.random.default_rng(1).normal(size=LOSS.shape)
+  loss_BL, binds_BL = clipped(jnp.asarray(ratio_BL), jnp.asarray(adv_BL, jnp.float32), Clip())
+  bounded_BL = np.clip(ratio_BL, 0.8, 1.2)
+  np.testing.assert_allclose(
+    loss_BL, -np.minimum(ratio_BL * adv_BL, bounded_BL * adv_BL), rtol=1e-5
+  )
+  np.testing.assert_array_equal(binds_BL, (bounded_BL - ratio_BL) * adv_BL < 0)
+  assert 0 < binds_BL.sum() < binds_BL.size
+
+
+@pytest.mark.parametrize('shape', [(16,), (4, 4)])
+def test_masked_is_a_sum_and_a_count(shape):
+  x = jnp.asarray(np.where(MASK, LOSS, np.nan).reshape(shape))
+  total, count = masked(x, jnp.asarray(MASK.reshape(shape)))
+  assert count == MASK.sum() and count.dtype == x.dtype
+  np.testing.assert_allclose(total, LOSS[MASK].sum(), rtol=1e-6)
 
 
 def oracle(loss_BL, mask_BL, how):

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from r1jax.core.errors import UserError
+from r1jax.rewards.compose import RewardWeights
 from r1jax.rewards.outcome import Outcome
 from r1jax.rewards.pool import Pool
 from r1jax.tasks.file import File, from_functions, load
@@ -96,3 +97,43 @@ def test_a_file_may_define_dataclasses(tmp_path):
     "def task(): return from_functions('t', None, None)\n"
   )
   assert load(File(str(tmp_path / 'my.py'))).name == 't'
+
+
+def parted(**kw):
+  return from_functions('t', lambda seed: Example('', str(seed)), lambda e, a: a == '7', **kw)
+
+
+def test_ones_own_parts_see_the_whole_completion():
+  weights = RewardWeights(0.5, 0.0, 0.0)
+  task = parted(weights=weights, parts={'short': (0.5, lambda e, c: 1 / len(c))})
+  grade = task.grade(Example('', ''), completion('7'))
+  assert grade.parts['short'] == 1 / len(completion('7'))
+  assert grade.reward == 0.5 + 0.5 / len(completion('7'))
+  assert task.grade(Example('', ''), 'no form').parts['short'] == 1 / 7
+
+
+def test_ones_own_group_parts():
+  task = parted(group={'first': (0.25, lambda samples: [float(s is samples[0]) for s in samples])})
+  texts = [completion('7'), completion('8')]
+  grades = task.regrade([task.grade(Example('', ''), t) for t in texts], texts)
+  assert [g.reward for g in grades] == [1.25, 0.0]
+  assert [g.parts['first'] for g in grades] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize('kind', ['parts', 'group'])
+def test_ones_own_parts_are_checked_before_any_text(kind):
+  with pytest.raises(UserError, match="reward part 'format' is there already"):
+    parted(**{kind: {'format': (1.0, len)}})
+  with pytest.raises(UserError, match="the weight of reward part 'mine' is nan"):
+    parted(**{kind: {'mine': (float('nan'), len)}})
+
+
+def test_one_part_is_not_both_of_a_text_and_of_a_group():
+  with pytest.raises(UserError, match="part 'mine' is of one text and of a group"):
+    parted(parts={'mine': (1.0, len)}, group={'mine': (1.0, len)})
+
+
+def test_nan_of_ones_own_part_is_an_error():
+  task = parted(parts={'mine': (1.0, lambda e, c: float('nan'))})
+  with pytest.raises(UserError, match="reward part 'mine' is nan; expected a finite number"):
+    task.grade(Example('', ''), completion('7'))

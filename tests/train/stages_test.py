@@ -9,12 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax.algos.advantages import Std, group_advantages
+from r1jax.algos.shaping import Rank, Shaping, ranks, shape
 from r1jax.core import prng
 from r1jax.data import stream
 from r1jax.engine.generate import Samples
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.optim import optimizer as optim
+from r1jax.rewards.group import GroupWeights
 from r1jax.rollout.collect import Trajectories
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
@@ -187,6 +190,36 @@ def test_contract_10_groups_are_normalized_before_minibatches_are_made(experimen
   of = {row.batch.targets_BL[i, 0]: row.advantage_B[i] for row in parts for i in range(4)}
   assert len(parts) == 4 and len(of) == 16
   np.testing.assert_array_equal([of[i + 1] for i in range(16)], b.advantage_B)
+
+
+def test_rewards_are_shaped_before_advantages_are_taken(experiment, bare, monkeypatch):
+  algorithm = dataclasses.replace(experiment.stages[1].algorithm, beta=0.0)
+  stage = dataclasses.replace(experiment.stages[1], algorithm=algorithm, shaping=Shaping(by=Rank()))
+  lengths = []
+  spy = lambda reward_PG, length_PG, cfg: (
+    lengths.append(length_PG) or shape(reward_PG, length_PG, cfg)
+  )
+  monkeypatch.setattr(stages, 'shape', spy)
+  reward = np.random.default_rng(0).integers(0, 3, 16) / 2
+  found = stages.prepare(bare(experiment), stage, None, hand_made(reward), None, None)
+  expected = group_advantages(ranks(reward.reshape(4, 4)), Std()).reshape(-1)
+  np.testing.assert_allclose(found.batch.advantage_B, expected, atol=1e-5)
+  np.testing.assert_array_equal(lengths, np.ones((1, 4, 4)))
+
+
+def test_samples_are_paid_for_what_they_are_beside_their_siblings(experiment, bare, monkeypatch):
+  """The reward of a group part, and the part in the log, behind each sample's own grade."""
+  stage = dataclasses.replace(experiment.stages[1], rewards=GroupWeights(diversity=0.3))
+  experiment = dataclasses.replace(experiment, stages=(stage,))
+  made = hand_made(np.ones(16))
+  rows = (made.prompts_BP, made.prompt_lengths_B, made.samples)
+  monkeypatch.setattr(stages.collect, 'sample', lambda *_, **__: rows)
+  run = bare(experiment, grade=lambda calls: [Grade(Outcome.CORRECT, 1.0) for _ in calls])
+  t = stages.rollout(run, stage, None, 0)
+  assert [set(g.parts) for g in t.grades] == [{'diversity'}] * 16
+  for g in t.grades:
+    assert g.reward == pytest.approx(1 + 0.3 * g.parts['diversity'])
+  assert {g.parts['diversity'] for g in t.grades} != {0.0}
 
 
 def test_prepare_asks_the_policy_for_the_old_and_the_reference_for_its_own(experiment, bare):
