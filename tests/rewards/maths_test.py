@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.rewards import expressions, maths
+from r1jax.rewards import maths
+from r1jax.rewards.maths import arithmetic, expressions, spelling
+from r1jax.rewards.maths.errors import UndefinedError, UnreadableError
 from r1jax.rewards.outcome import Outcome
 
 SAME = [
@@ -47,7 +49,7 @@ NOT_FIVE = [
   '5 # 6', '5\u200b6', '∅', '\\emptyset', '\\text{}',
 ]  # fmt: skip
 HUGE = {
-  'long number': '5' * maths.MAX_CHARS,
+  'long number': '5' * spelling.MAX_CHARS,
   '1 MB': '5' * 10**6,
   '1 MB of boxes': '\\boxed{5}' * 10**5,
   'parentheses': '(' * 900,
@@ -142,19 +144,19 @@ def test_known_traps_are_not_correct(gold, answer):
 @given(st.fractions(max_denominator=999))
 def test_numbers_are_compared_exactly(x):
   text = f'\\frac{{{x.numerator}}}{{{x.denominator}}}'
-  assert maths.number(maths.canonical(text)) == x
+  assert arithmetic.number(spelling.canonical(text)) == x
   assert maths.verify(str(x), text) is Outcome.CORRECT
   assert maths.verify(str(x + 1), text) is Outcome.WRONG
 
 
 @given(st.integers(), st.sampled_from([',', ' ', '{,}', '\\,', '\u202f']))
 def test_thousands_separators(n, mark):
-  assert maths.number(maths.canonical(f'{n:,}'.replace(',', mark))) == n
+  assert arithmetic.number(spelling.canonical(f'{n:,}'.replace(',', mark))) == n
 
 
 @given(st.text(max_size=40))
 def test_any_text_has_a_canonical_form_or_none(text):
-  once = maths.canonical(text)
+  once = spelling.canonical(text)
   assert once is None or once.strip()
 
 
@@ -208,14 +210,14 @@ def test_no_mathematical_noise_raises_and_each_is_itself_or_nothing(text):
 @given(st.integers())
 def test_integers_come_back_from_print(n):
   for text in (str(n), f'{n:,}', f'${n}$', f'\\boxed{{{n}}}', f'{n}.0', f'{n}.'):
-    assert maths.number(maths.canonical(text)) == n
+    assert arithmetic.number(spelling.canonical(text)) == n
   assert maths.verify(str(n), f'{n:,}') is Outcome.CORRECT
   assert maths.verify(str(n), str(n + 1)) is Outcome.WRONG
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6))
 def test_decimals_come_back_from_print(x):
-  assert maths.number(maths.canonical(f'{x:f}')) == Fraction(x)
+  assert arithmetic.number(spelling.canonical(f'{x:f}')) == Fraction(x)
   assert maths.verify(f'{x:f}', f'{x:f}000') is Outcome.CORRECT
 
 
@@ -263,7 +265,7 @@ PIECES = (
 
 
 @pytest.mark.parametrize('piece', PIECES)
-@pytest.mark.parametrize('length', [maths.MAX_CHARS, 1_000_000])
+@pytest.mark.parametrize('length', [spelling.MAX_CHARS, 1_000_000])
 def test_long_answers_take_no_time(piece, length):
   maths.verify('x \\ne 1', 'x \\ne 2')  # sympy is loaded
   answer = (piece * length)[:length]
@@ -271,7 +273,7 @@ def test_long_answers_take_no_time(piece, length):
   assert maths.verify('7', answer) is not Outcome.CORRECT
   seconds = time.perf_counter() - begin
   # A million characters are refused at once; a thousand are read, and the machine is shared.
-  assert seconds < (0.05 if length > maths.MAX_CHARS else 0.5)
+  assert seconds < (0.05 if length > spelling.MAX_CHARS else 0.5)
 
 
 def test_numbers_too_long_to_compute_are_equal_to_their_own_text_alone():
@@ -283,10 +285,10 @@ def test_numbers_too_long_to_compute_are_equal_to_their_own_text_alone():
 
 
 def test_keys_of_equal_numbers_are_equal():
-  keys = {maths.answer_key(t) for t in ('1/2', '0.50', '\\frac{2}{4}', '\\boxed{\\frac12}', '½')}
+  keys = {spelling.answer_key(t) for t in ('1/2', '0.50', '\\frac{2}{4}', '\\boxed{\\frac12}', '½')}
   assert keys == {'1/2'}
-  assert maths.answer_key('x + 1') == maths.answer_key('$x+1$') != maths.answer_key('x+2')
-  assert maths.answer_key('5 5') is None
+  assert spelling.answer_key('x + 1') == spelling.answer_key('$x+1$') != spelling.answer_key('x+2')
+  assert spelling.answer_key('5 5') is None
 
 
 @pytest.mark.parametrize(
@@ -308,12 +310,12 @@ def test_units(text, value, scale, dimensions):
 
 @pytest.mark.parametrize('text', ['x 5', '2(', '5//1', 'sqrt', 'a.b', 'eval(5)', '5 _ 6'])
 def test_what_is_no_expression_is_refused(text):
-  with pytest.raises(expressions.UnreadableError):
+  with pytest.raises(UnreadableError):
     expressions.scalar(text)
 
 
 @pytest.mark.parametrize('text', ['5/0', '\\frac{1}{1-1}', '0^{-1}', '5 cm/0'])
 def test_what_has_no_value_is_undefined(text):
-  with pytest.raises((expressions.UndefinedError, expressions.UnreadableError)):
+  with pytest.raises((UndefinedError, UnreadableError)):
     expressions.scalar(text)
   assert maths.verify(text, text) is Outcome.UNPARSEABLE

@@ -1,11 +1,10 @@
 """The value of one expression as people and models write it: LaTeX or plain, units or none.
 
-Numbers are exact fractions while every step is rational, else 60 digits of mpmath; a letter stands
-for a fixed number at each of two points, positive at one and negative at the other, so that equal
-expressions have equal pairs of values. No text is evaluated as Python. Integers beyond 2^15 bits
-and powers to match are not computed: they are nan, which equals nothing.
+Numbers are those of arithmetic.py. A letter stands for a fixed number at each of two points,
+positive at one and negative at the other, so that equal expressions have equal pairs of values. No
+text is evaluated as Python.
 
-Cost: 1 µs for a number, 20–200 µs for an expression, both linear in its length.
+Cost: linear in the text's length.
 """
 
 import dataclasses
@@ -17,26 +16,26 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from r1jax.rewards.maths.arithmetic import (
+  big,
+  binomial,
+  close,
+  factorial,
+  mp,
+  number,
+  over,
+  plus,
+  power,
+  root,
+  times,
+)
+from r1jax.rewards.maths.errors import UndefinedError, UnreadableError
+from r1jax.rewards.maths.units import unit
+
 # Deeper brackets are no answer, and would meet Python's own limit.
 MAX_DEPTH = 32
-_MAX_BITS = 1 << 15
 
-MIXED = re.compile(r'([+-]?)([0-9]+) ([0-9]+)/([0-9]+)')
-
-_DECIMAL = r'[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)'
-_NUMBER = re.compile(rf'{_DECIMAL}(?:[eE][+-]?[0-9]{{1,3}})?')
-_RATIO = re.compile(rf'({_DECIMAL})/({_DECIMAL})')
-_FRAC = re.compile(r'([+-]?)\\[dt]?frac(?:\{([+-]?[0-9]+)\}\{([+-]?[0-9]+)\}|([0-9])([0-9]))')
-_REPEAT = re.compile(r'([+-]?)([0-9]+)\.([0-9]*)\\(?:overline|bar|dot)\{([0-9]+)\}')
 _END = '(?![a-zA-Z])'
-
-
-class UnreadableError(Exception):
-  """The text is outside the grammar."""
-
-
-class UndefinedError(Exception):
-  """The text can be read, but has no value: 5/0, 5 = 6."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,47 +47,6 @@ class Number:
   text: str = ''
 
 
-def number(text: str) -> Fraction | None:
-  """The value of a canonical integer, decimal or fraction; None for anything else."""
-  try:
-    if m := MIXED.fullmatch(text):
-      return (int(m[2]) + Fraction(int(m[3]), int(m[4]))) * (-1 if m[1] == '-' else 1)
-    text = text.replace(' ', '')
-    if _NUMBER.fullmatch(text):
-      return Fraction(text)
-    if m := _RATIO.fullmatch(text):
-      return Fraction(m[1]) / Fraction(m[2])
-    if m := _FRAC.fullmatch(text):
-      return Fraction(int(m[2] or m[4]), int(m[3] or m[5])) * (-1 if m[1] == '-' else 1)
-    if m := _REPEAT.fullmatch(text):
-      value = int(m[2] + m[3]) + Fraction(int(m[4]), 10 ** len(m[4]) - 1)
-      return value / 10 ** len(m[3]) * (-1 if m[1] == '-' else 1)
-  except ZeroDivisionError:
-    return None
-  return None
-
-
-# Numbers with units.
-
-_TABLE = """
-m: 1 m meter metre, .01 cm centimeter centimetre, 1000 km kilometer kilometre, .001 mm millimeter,
- .3048 ft foot feet, .0254 in inch inches inche, .9144 yd yard, 1609.344 mi mile;
-s: 1 s sec second, 60 min minute, 3600 h hr hour, 86400 day, 604800 week; year: 1 year yr;
-g: 1 g gram, 1000 kg kilogram, .001 mg milligram, 453.59237 lb lbs pound;
-L: 1 L liter litre, .001 mL ml;
-dollar: 1 $ dollar usd, .01 cent ¢; euro: 1 €; percent: 1 % percent; deg: 1 ° degree deg;
-unit: 1 unit; count: 1e3 thousand, 1e6 million, 1e9 billion, 12 dozen
-"""
-_UNITS = {
-  name: (dimension.strip(), Fraction(scale))
-  for dimension, _, row in (line.partition(':') for line in _TABLE.split(';'))
-  for scale, *names in (group.split() for group in row.split(','))
-  for name in names
-}
-_UNIT = re.compile(
-  r'(?:(?P<power>square|sq|cubic) +)?(?P<name>[A-Za-z]+|[%$€¢°])\.?'
-  r'(?: *\^ *\{?(?P<after>[23])\}?)?(?P<per> *(?:/|\bper\b))? *'
-)
 # Behind a number these change its value or make it a statement; any other noun is what it counts.
 _NO_NOUN = re.compile(
   r'\b(?:or|and|not|if|is|was|are|more|less|than|at|plus|minus|times|over|squared|cubed|factorial|'
@@ -96,24 +54,6 @@ _NO_NOUN = re.compile(
   r'sin|cos|tan|exp|zero|one|two|three|four|five|six|seven|eight|nine|ten|infinity|inf|nan|null|none|for|'
   r'from|with|when|then|thus|either|both|[a-z]{1,2})\b'
 )
-
-
-def _unit(text: str) -> tuple[Fraction, tuple[Fraction, tuple]] | None:
-  """(factor of counting words, (scale, dimensions)) of '$', 'cm^2', 'million miles per hour'."""
-  count, scale, powers, at, sign = Fraction(1), Fraction(1), {}, 0, 1
-  while at < len(text):
-    m = _UNIT.match(text, at)
-    name = m and (m['name'] if m['name'] in _UNITS else m['name'].casefold().removesuffix('s'))
-    if not m or name not in _UNITS or (m['after'] and not name.isalpha()):
-      return None
-    (dimension, factor), at = _UNITS[name], m.end()
-    power = sign * int(m['after'] or {'cubic': 3, None: 1}.get(m['power'], 2))
-    if dimension == 'count':
-      count *= factor
-    elif dimension != 'unit':
-      scale, powers[dimension] = scale * factor**power, powers.get(dimension, 0) + power
-    sign = -1 if m['per'] else sign
-  return count, (scale, tuple(sorted(powers.items())))
 
 
 def scalar(text: str) -> Number:
@@ -124,9 +64,10 @@ def scalar(text: str) -> Number:
     plain = not re.search(r'[A-Za-z]', re.sub(r'\\(?:[dt]?frac|sqrt|pi|times|cdot)', '', body))
     apart = body != text[: m.start()]
     if body and plain and (apart or not re.match(r'[A-Za-z]\b', tail)):
-      if unit := _unit(tail):
-        values = _plain(body).values
-        return Number(tuple(_times(v, unit[0]) for v in values), unit[1] if unit[1][1] else None)
+      if found := unit(tail):
+        count, measure = found
+        values = tuple(times(v, count) for v in _plain(body).values)
+        return Number(values, measure if measure[1] else None)
       if apart and re.fullmatch(r'[a-z]{3,}(?: [a-z]{3,})?', tail) and not _NO_NOUN.search(tail):
         return _plain(body)
   return _plain(text)
@@ -164,63 +105,6 @@ _GREEK = ('alpha', 'beta', 'gamma', 'theta', 'lambda', 'mu', 'phi', 'omega', 'si
 _LONG_WORD = re.compile(rf'(?<![\\A-Za-z])(?!(?:{"|".join(_FUNCTIONS)}|sqrt){_END})[A-Za-z]{{4}}')
 
 
-@functools.cache
-def _mp() -> Any:
-  """Arithmetic of 60 digits, of a context of its own."""
-  from mpmath.ctx_mp import MPContext
-
-  context = MPContext()
-  context.dps = 60
-  return context
-
-
-def _big(x: Any) -> Any:
-  return _mp().mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
-
-
-def _apply(operation: Callable[[Any, Any], Any], x: Any, y: Any) -> Any:
-  """Exact where both are fractions; no number where that gets too long."""
-  if not isinstance(x, Fraction) or not isinstance(y, Fraction):
-    x, y = _big(x), _big(y)
-  value = operation(x, y)
-  long = isinstance(value, Fraction) and value.numerator.bit_length() > _MAX_BITS
-  return _mp().nan if long else value
-
-
-_plus = functools.partial(_apply, lambda x, y: x + y)
-_times = functools.partial(_apply, lambda x, y: x * y)
-_over = functools.partial(_apply, lambda x, y: x / y)
-
-
-def _power(x: Any, y: Any) -> Any:
-  if isinstance(x, Fraction) and isinstance(y, Fraction) and y.denominator == 1:
-    bits = max(x.numerator.bit_length(), x.denominator.bit_length())
-    return _mp().nan if bits * abs(y) > _MAX_BITS else x ** int(y)
-  x, y = _big(x), _big(y)
-  small = x == 0 or abs(y) * (abs(_mp().mag(x)) + 1) < _MAX_BITS
-  return x**y if small else _mp().nan
-
-
-def _factorial(x: Any) -> Any:
-  if not isinstance(x, Fraction) or x.denominator != 1 or x < 0:
-    raise UnreadableError('factorial')
-  return Fraction(math.factorial(int(x))) if x <= 1000 else _mp().nan
-
-
-def _binomial(n: Any, k: Any) -> Any:
-  if not all(isinstance(x, Fraction) and x.denominator == 1 and x >= 0 for x in (n, k)):
-    raise UnreadableError('binomial')
-  return Fraction(math.comb(int(n), int(k))) if n <= 1000 else _mp().nan
-
-
-def _root(x: Any, index: Any) -> Any:
-  """The real root where there is one: the third root of −8 is −2."""
-  odd = isinstance(index, Fraction) and index.denominator == 1 and index.numerator % 2
-  if odd and isinstance(x, Fraction) and x < 0:
-    return -_root(-x, index)
-  return _power(_big(x), 1 / index)
-
-
 class _Reader:
   """Recursive descent over tokens that computes as it reads, at the point `sign`."""
 
@@ -241,7 +125,7 @@ class _Reader:
       sign = 1
       while mark := self.take('+', '-'):
         sign = -sign if mark == '-' else sign
-      total = _plus(total, _times(Fraction(sign), self.product()))
+      total = plus(total, times(Fraction(sign), self.product()))
       more = self.tokens[self.at] in ('+', '-')
     return total
 
@@ -250,15 +134,15 @@ class _Reader:
     value = self.power()
     while True:
       if mark := self.take('*', '\\times', '\\cdot', '/', '\\div'):
-        value = (_over if mark in ('/', '\\div') else _times)(value, self.signed())
+        value = (over if mark in ('/', '\\div') else times)(value, self.signed())
       elif self.begins():
-        value = _times(value, self.power())
+        value = times(value, self.power())
       else:
         return value
 
   def signed(self) -> Any:
     """A power with a sign in front, as in 2^-3 and 2 * -3."""
-    return _times(Fraction(-1), self.power()) if self.take('-') else self.power()
+    return times(Fraction(-1), self.power()) if self.take('-') else self.power()
 
   def begins(self) -> bool:
     """Whether the next token may start a factor that no sign precedes."""
@@ -271,11 +155,11 @@ class _Reader:
     """An atom with factorials, degrees and an exponent behind it."""
     value = self.atom()
     while mark := self.take('!', '°'):
-      value = _factorial(value) if mark == '!' else _times(value, _mp().pi / 180)
+      value = factorial(value) if mark == '!' else times(value, mp().pi / 180)
       if mark == '!' and self.tokens[self.at] == '!':
         raise UnreadableError('double factorial')
     if self.take('^'):
-      value = _power(value, self.deeper(self.signed))
+      value = power(value, self.deeper(self.signed))
     return value
 
   def deeper(self, read: Callable[[], Any]) -> Any:
@@ -299,22 +183,22 @@ class _Reader:
     if token in _CLOSE:
       return self.enclosed(token)
     if name in ('frac', 'dfrac', 'tfrac', 'cfrac'):
-      return _over(self.argument(), self.argument())
+      return over(self.argument(), self.argument())
     if name in ('binom', 'dbinom', 'tbinom'):
-      return _binomial(self.argument(), self.argument())
+      return binomial(self.argument(), self.argument())
     if name == 'sqrt':
       index = self.enclosed('[') if self.take('[') else Fraction(2)
-      return _root(self.atom(), index)
+      return root(self.atom(), index)
     if name in _FUNCTIONS:
       return self.function(name)
     if name in ('pi', 'infty', 'e', 'i'):
-      return getattr(_mp(), {'infty': 'inf', 'i': 'j'}.get(name, name))
+      return getattr(mp(), {'infty': 'inf', 'i': 'j'}.get(name, name))
     if not name or (token[0] == '\\' and name not in _GREEK):
       raise UnreadableError(token)
     self.free = True
     # Two numbers that have nothing to do with each other: at x and −x even functions look alike.
     name = re.sub('[{}]', '', token) + '-' * (self.sign < 0)
-    return self.sign * (_mp().mpf(zlib.crc32(name.encode())) / 2**31 + 1)
+    return self.sign * (mp().mpf(zlib.crc32(name.encode())) / 2**31 + 1)
 
   def enclosed(self, opening: str) -> Any:
     """What stands before the bracket's end; its absolute value, floor or ceiling if so marked."""
@@ -340,14 +224,14 @@ class _Reader:
     bracket = self.tokens[self.at] in ('(', '{', '[')
     x = self.atom() if bracket else self.power()
     while not bracket and re.fullmatch(r'\\?pi|[A-Za-z]', self.tokens[self.at]):
-      x = _times(x, self.power())
-    x = _big(x)
-    if x != x or (x and _mp().mag(x) > 64):
-      return _mp().nan
+      x = times(x, self.power())
+    x = big(x)
+    if x != x or (x and mp().mag(x) > 64):
+      return mp().nan
     inverse = exponent == -1 and name in ('sin', 'cos', 'tan')
-    value = getattr(_mp(), 'a' + name if inverse else _FUNCTIONS[name])(x)
-    value = value if base is None else value / _mp().log(_big(base))
-    return value if inverse else _power(value, exponent)
+    value = getattr(mp(), 'a' + name if inverse else _FUNCTIONS[name])(x)
+    value = value if base is None else value / mp().log(big(base))
+    return value if inverse else power(value, exponent)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -375,15 +259,15 @@ def equal(a: Number, b: Number) -> bool | None:
   if a.unit and b.unit:
     if a.unit[1] != b.unit[1]:
       return False
-    a, b = (Number(tuple(_times(v, x.unit[0]) for v in x.values), None, x.text) for x in (a, b))
-  agree = [_close(x, y) for x, y in zip(a.values, b.values)]
+    a, b = (Number(tuple(times(v, x.unit[0]) for v in x.values), None, x.text) for x in (a, b))
+  agree = [close(x, y) for x, y in zip(a.values, b.values)]
   if agree[0]:
     return True if agree[1] else None
   for x, y in ((a, b), (b, a)):
     if x.unit and not y.unit and x.unit[1] == (('percent', 1),):
-      return _close(x.values[0] / 100, y.values[0])
+      return close(x.values[0] / 100, y.values[0])
     if x.unit and not y.unit and x.unit[1] == (('deg', 1),):
-      return _close(_times(x.values[0], _mp().pi / 180), y.values[0])
+      return close(times(x.values[0], mp().pi / 180), y.values[0])
   return a.values[0] is a.values[1] and (_rounded(a, b) or _rounded(b, a))
 
 
@@ -391,21 +275,14 @@ def minus(a: Number, b: Number) -> Number:
   """a − b at both points."""
   if not isinstance(a, Number) or not isinstance(b, Number) or a.unit or b.unit:
     raise UnreadableError('an equation between more than numbers')
-  return Number(tuple(_plus(x, _times(Fraction(-1), y)) for x, y in zip(a.values, b.values)))
+  return Number(tuple(plus(x, times(Fraction(-1), y)) for x, y in zip(a.values, b.values)))
 
 
 def proportional(a: Number, b: Number) -> bool | None:
   """Whether a/b is the same at both points, so that a = 0 and b = 0 say the same."""
   if any(x == 0 for x in b.values):
     return None
-  return _close(*(_over(x, y) for x, y in zip(a.values, b.values)))
-
-
-def _close(x: Any, y: Any) -> bool:
-  if isinstance(x, Fraction) and isinstance(y, Fraction):
-    return x == y
-  x, y = _big(x), _big(y)
-  return bool(x == y or (_mp().isfinite(x - y) and abs(x - y) <= 1e-50 * max(1, abs(x), abs(y))))
+  return close(*(over(x, y) for x, y in zip(a.values, b.values)))
 
 
 def _rounded(x: Number, y: Number) -> bool:
@@ -414,4 +291,4 @@ def _rounded(x: Number, y: Number) -> bool:
   integer = isinstance(x.values[0], Fraction) and x.values[0].denominator == 1
   if not m or integer or len((m[1] + m[2]).lstrip('0')) < 6:
     return False
-  return bool(abs(_big(x.values[0]) - _big(y.values[0])) < _mp().mpf(10) ** -len(m[2]))
+  return bool(abs(big(x.values[0]) - big(y.values[0])) < mp().mpf(10) ** -len(m[2]))
