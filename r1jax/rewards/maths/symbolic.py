@@ -1,6 +1,7 @@
 """math-verify (sympy) on two canonical texts that the small reader could not settle.
 
-Cost: some milliseconds, more for trigonometry, bounded by what `_askable` lets through: sympy would expand some texts without end.
+Cost: some milliseconds, more for trigonometry, bounded by what `_askable` lets through: sympy would
+expand some texts without end.
 There is no time limit here, since math-verify's own needs signals.
 Source: github.com/huggingface/Math-Verify.
 """
