@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.core.qarray import Weight, by_axes
 from r1jax.kernels import grouped
 from r1jax.model import router
 from r1jax.model.config import Dense, MoE
@@ -29,9 +30,9 @@ def experts(
   x_TD: jax.Array,
   ids_TA: jax.Array,
   gates_TA: jax.Array,
-  gate_EDF: jax.Array,
-  up_EDF: jax.Array,
-  down_EFD: jax.Array,
+  gate_EDF: Weight,
+  up_EDF: Weight,
+  down_EFD: Weight,
   implementation: str | None = None,
 ) -> jax.Array:
   """Σ_a gate_a · swiglu(x; expert_a); an id outside 0..E-1 contributes nothing."""
@@ -46,13 +47,21 @@ def experts(
   return jnp.einsum('TAD,TA->TD', y_TAD, gates_TA.astype(y_TAD.dtype))
 
 
+def whole(w: jax.Array, spec: jax.P) -> jax.Array:
+  """Inside shard_map: the array gathered over `fsdp`, if its spec splits it there."""
+  axes = tuple(spec)
+  if 'fsdp' not in axes:
+    return w
+  return jax.lax.all_gather(w, 'fsdp', axis=axes.index('fsdp'), tiled=True)
+
+
 def sharded_experts(
   x_BLD: jax.Array,
   ids_BLA: jax.Array,
   gates_BLA: jax.Array,
-  gate_EDF: jax.Array,
-  up_EDF: jax.Array,
-  down_EFD: jax.Array,
+  gate_EDF: Weight,
+  up_EDF: Weight,
+  down_EFD: Weight,
 ) -> jax.Array:
   """`experts` over the mesh in context; without a mesh, on this device alone."""
 
@@ -64,12 +73,13 @@ def sharded_experts(
     y_TD = experts(flat(x_BLD), flat(ids_BLA), flat(gates_BLA), gate_EDF, up_EDF, down_EFD)
     return y_TD.reshape(x_BLD.shape)
 
-  def local(
-    x: jax.Array, ids: jax.Array, g: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array
-  ) -> jax.Array:
+  weights = (gate_EDF, up_EDF, down_EFD)
+  spec = functools.partial(rules.spec, table=rules.WEIGHTS)
+  specs = tuple(by_axes(w, a, spec) for w, a in zip(weights, (GATE_UP, GATE_UP, DOWN)))
+
+  def local(x: jax.Array, ids: jax.Array, g: jax.Array, *weights: Weight) -> jax.Array:
     x, ids, g = (jax.lax.all_gather(a, 'expert', axis=0, tiled=True) for a in (x, ids, g))
-    gate, up = (jax.lax.all_gather(a, 'fsdp', axis=1, tiled=True) for a in (gate, up))
-    down = jax.lax.all_gather(down, 'fsdp', axis=2, tiled=True)
+    gate, up, down = jax.tree.map(whole, weights, specs)
     mine = ids - jax.lax.axis_index('expert') * gate.shape[0]
     y = experts(flat(x), flat(mine), flat(g), gate, up, down).reshape(x.shape)
     return jax.lax.psum_scatter(
@@ -77,9 +87,8 @@ def sharded_experts(
     )
 
   tokens = rules.spec(('batch', 'length', None), rules.ACTIVATIONS)
-  in_specs = (tokens,) * 3 + tuple(rules.spec(a, rules.WEIGHTS) for a in (GATE_UP, GATE_UP, DOWN))
-  run = jax.shard_map(local, in_specs=in_specs, out_specs=tokens)
-  return run(x_BLD, ids_BLA, gates_BLA, gate_EDF, up_EDF, down_EFD)
+  run = jax.shard_map(local, in_specs=(tokens,) * 3 + specs, out_specs=tokens)
+  return run(x_BLD, ids_BLA, gates_BLA, *weights)
 
 
 class Router(nn.Module):

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.core.qarray import Weight, check
 from r1jax.kernels.matmul import matmul
 from r1jax.model.config import Dense
 
@@ -23,7 +24,7 @@ def weight(
   shape: tuple[int, ...],
   axes: tuple[str | None, ...],
   init: Init | None = None,
-) -> jax.Array:
+) -> Weight:
   """Declares a parameter: shape, logical axes, initializer (normal with the config's std), fp32.
 
   The only caller of `self.param`. The stored leaf may be of any leaf type that has a logical shape;
@@ -31,9 +32,7 @@ def weight(
   """
   init = init or nn.initializers.normal(module.cfg.std)
   leaf = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-  if leaf.shape != shape:
-    where = '/'.join((*module.path, name))
-    raise ValueError(f'weight {where} has shape {leaf.shape}, the config asks for {shape}')
+  check('/'.join((*module.path, name)), leaf, shape)
   return leaf
 
 
@@ -44,7 +43,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (y * scale).astype(x.dtype)
 
 
-def swiglu(x_BLD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, down_FD: jax.Array) -> jax.Array:
+def swiglu(x_BLD: jax.Array, gate_DF: Weight, up_DF: Weight, down_FD: Weight) -> jax.Array:
   """silu(x W_gate) ⊙ (x W_up), projected back."""
   h_BLF = jax.nn.silu(matmul('BLD,DF->BLF', x_BLD, gate_DF)) * matmul('BLD,DF->BLF', x_BLD, up_DF)
   return matmul('BLF,FD->BLD', h_BLF, down_FD)

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from r1jax.core.qarray import Weight, dense
 from r1jax.model.config import MoE
 from r1jax.model.types import Term
 
 
-def scores(x_BLD: jax.Array, w_DE: jax.Array, cfg: MoE) -> jax.Array:
+def scores(x_BLD: jax.Array, w_DE: Weight, cfg: MoE) -> jax.Array:
   """Affinities s_BLE in fp32."""
-  logits_BLE = jnp.einsum('BLD,DE->BLE', x_BLD.astype(jnp.float32), w_DE.astype(jnp.float32))
+  logits_BLE = jnp.einsum('BLD,DE->BLE', x_BLD.astype(jnp.float32), dense(w_DE).astype(jnp.float32))
   return jax.nn.sigmoid(logits_BLE) if cfg.score == 'sigmoid' else jax.nn.softmax(logits_BLE, -1)
 
 

@@ -1,6 +1,7 @@
 """Grouped matmul: three implementations against loops in numpy, dropless under any imbalance."""
 
 import functools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.core.qarray import Adapted
 from r1jax.kernels import grouped
 from r1jax.kernels.grouped import reference
 
@@ -102,6 +104,50 @@ def test_gathers_have_the_gradients_of_plain_indexing(kind):
     y_plain, back_plain = jax.vjp(plain, x)
     np.testing.assert_array_equal(y, y_plain)
     np.testing.assert_allclose(back(g)[0], back_plain(g)[0], rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_low_rank_pair_counts_as_its_product(kind):
+  down_EDR, up_ERF = RNG.normal(size=(E, D, 2)), RNG.normal(size=(E, 2, F))
+  ids_R = np.tile([0, 2, E, 3, 2], R // 5)
+  groups = grouped.arrange(ids_R, E, kind)
+
+  @jax.jit
+  def through(x_TD, down_EDR, up_ERF):
+    w = Adapted(W, down_EDR, up_ERF, 0.5)
+    y_SF = grouped.grouped_matmul(grouped.gather_rows(x_TD, groups), w, groups)
+    return grouped.return_rows(y_SF, groups)
+
+  y_RF, back = jax.vjp(through, X, down_EDR, up_ERF)
+  y, dx, dw = np.zeros((R, F)), np.zeros((T, D)), np.zeros((E, D, F))
+  merged = W + 0.5 * down_EDR @ up_ERF
+  for r, e in enumerate(ids_R):
+    if e < E:
+      y[r] = X[r // A] @ merged[e]
+      dx[r // A] += merged[e] @ G[r]
+      dw[e] += np.outer(X[r // A], G[r])
+  d_down = 0.5 * np.einsum('EDF,ERF->EDR', dw, up_ERF)
+  d_up = 0.5 * np.einsum('EDR,EDF->ERF', down_EDR, dw)
+  for got, want in zip((y_RF, *back(G)), (y, dx, d_down, d_up)):
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_adapters_alone_need_no_gradient_of_the_bases_size(kind):
+  down_EDR, up_ERF = RNG.normal(size=(E, D, 2)), RNG.normal(size=(E, 2, F))
+  groups = grouped.arrange(np.arange(R) % E, E, kind)
+  x_SD = grouped.gather_rows(X, groups)
+
+  def loss(base, down, up):
+    return jnp.sum(grouped.grouped_matmul(x_SD, Adapted(base, down, up, 0.5), groups) ** 2)
+
+  def products(argnums):
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums))(W, down_EDR, up_ERF))
+    found = re.findall(r'\[([\d,]+)\] = (?:ragged_)?dot', text)
+    return {tuple(sorted(int(n) for n in shape.split(',')[-2:])) for shape in found}
+
+  assert (D, F) not in products((1, 2))
+  assert (D, F) in products((0, 1, 2))
 
 
 def test_the_reference_computes_every_expert():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from r1jax.core.qarray import Adapted, dense
 from r1jax.kernels import grouped
 from r1jax.model import moe
 from r1jax.model.config import MoE
@@ -124,3 +125,30 @@ def test_sharded_equals_unsharded(params, done, mesh):
   np.testing.assert_array_equal(out.load_E, want_out.load_E)
   pairs = ((loss, y, grads, d_x), (want_loss, want_y, want_grads, want_d_x))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *pairs)
+
+
+def adapted(params):
+  """Every matrix of the module with a pair of rank 3 beside it."""
+
+  def one(w):
+    *lead, rows, columns = w.shape
+    down, up = RNG.normal(size=(*lead, rows, 3)), RNG.normal(size=(*lead, 3, columns))
+    return Adapted(w, jnp.asarray(down, 'f4'), jnp.asarray(up, 'f4'), 0.1)
+
+  return jax.tree.map(lambda w: one(w) if w.ndim > 1 else w, params)
+
+
+def test_adapted_experts_sharded_and_not_equal_merged_ones(params):
+  low = adapted(params)
+  merged = jax.tree.map(dense, low, is_leaf=lambda w: isinstance(w, Adapted))
+  (want_loss, (want_y, want_out)), (want_grads, want_d_x) = RUN(merged, X, SEGMENTS)
+  (loss, (y, out)), (grads, d_x) = RUN(low, X, SEGMENTS)
+  np.testing.assert_array_equal(out.routes_BLA, want_out.routes_BLA)
+  for got, want in ((loss, want_loss), (y, want_y), (d_x, want_d_x)):
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+  for name in ('gate', 'up', 'down'):
+    np.testing.assert_allclose(grads[name].base, want_grads[name], rtol=1e-4, atol=1e-5)
+  with jax.set_mesh(make(Mesh(fsdp=2, expert=2, tensor=2))):
+    (mesh_loss, (mesh_y, _)), (mesh_grads, mesh_d_x) = jax.jit(run)(low, X, SEGMENTS)
+  pairs = ((mesh_loss, mesh_y, mesh_grads, mesh_d_x), (loss, y, grads, d_x))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), *pairs)

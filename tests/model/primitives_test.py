@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.core.qarray import Adapted
 from r1jax.model.config import Dense
 from r1jax.model.primitives import SwiGLU, rms_norm, swiglu
 
@@ -78,3 +79,15 @@ def test_a_plain_leaf_of_another_shape_is_refused():
   params = {'gate': jnp.asarray(GATE.T), 'up': jnp.asarray(UP), 'down': jnp.asarray(DOWN)}
   with pytest.raises(flax.errors.ScopeParamShapeError, match='gate'):
     SwiGLU(Dense(F)).apply({'params': params}, jnp.asarray(X))
+
+
+def test_adapters_that_do_not_fit_their_weight_are_refused_by_name():
+  params = {'gate': jnp.asarray(GATE), 'up': jnp.asarray(UP), 'down': jnp.asarray(DOWN)}
+  wrong = Adapted(params['gate'], jnp.zeros((D, 2)), jnp.zeros((2, F + 1)), 1.0)
+  with pytest.raises(
+    ValueError, match=r'weight gate .*\(6, 10\) has adapters .*\(6, 2\) and \(2, 11'
+  ):
+    SwiGLU(Dense(F)).apply({'params': params | {'gate': wrong}}, jnp.asarray(X))
+  swapped = Adapted(params['down'], jnp.zeros((F, 2)), jnp.zeros((2, D)), 1.0)
+  with pytest.raises(flax.errors.ScopeParamShapeError, match='gate'):  # Linen sees the base
+    SwiGLU(Dense(F)).apply({'params': params | {'gate': swapped}}, jnp.asarray(X))

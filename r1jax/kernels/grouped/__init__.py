@@ -10,6 +10,9 @@
 - `reference`: every row with every expert, then one is taken. The specification, and the oracle
   in tests.
 
+A weight with adapters (core/qarray.py) is met through its low-rank pair, 2·R·rank·(D + F) flops
+more.
+
 Rows whose expert id is E (padding, experts of other devices) are not computed; they come back as
 zeros.
 """
@@ -20,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax.core.qarray import Adapted, Weight
 from r1jax.kernels.grouped import reference
 from r1jax.kernels.platform import resolve
 
@@ -114,8 +118,11 @@ def _return_backward(groups: Groups, g_RD: jax.Array) -> tuple:
 return_rows.defvjp(_return_forward, _return_backward)
 
 
-def grouped_matmul(x_SD: jax.Array, w_EDF: jax.Array, groups: Groups) -> jax.Array:
+def grouped_matmul(x_SD: jax.Array, w_EDF: Weight, groups: Groups) -> jax.Array:
   """Every slot times its expert's matrix; slots without a row give zeros or are never read back."""
+  if isinstance(w_EDF, Adapted):
+    low_SF = grouped_matmul(grouped_matmul(x_SD, w_EDF.down, groups), w_EDF.up, groups)
+    return grouped_matmul(x_SD, w_EDF.base, groups) + w_EDF.scale * low_SF
   w_EDF = w_EDF.astype(x_SD.dtype)
   if groups.expert_S is not None:
     return reference.grouped_matmul(x_SD, w_EDF, groups.expert_S)
