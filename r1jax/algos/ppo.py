@@ -14,7 +14,7 @@ Cost: O(B·L), L steps in sequence for GAE.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -36,14 +36,29 @@ from r1jax.core.metrics import Mean
 
 
 @dataclasses.dataclass(frozen=True)
+class Shared:
+  """The value head reads the policy's hidden layer; detach: without moving the policy's trunk."""
+
+  detach: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Separate:
+  """The value head has a trunk of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PPO:
   """What distinguishes one PPO from another.
 
-  lam: GAE's λ. value_clip: how far a value may move from V_old before its loss stops pulling, None
-  for no bound. value_weight: c. beta, kl: penalty in the reward; K1 there, unlike in a loss,
-  descends KL(π ‖ π_ref). whiten: advantages of the batch get mean 0 and variance 1.
+  group: samples of one prompt. old, truncated: as GRPO's. trunk: what the value head reads. lam:
+  GAE's λ. value_clip: how far a value may move from V_old before its loss stops pulling, None for
+  no bound. value_weight: c. beta, kl: penalty in the reward; K1 there, unlike in a loss, descends
+  KL(π ‖ π_ref). whiten: advantages of the batch get mean 0 and variance 1.
   """
 
+  group: int = 1
+  trunk: Shared | Separate = dataclasses.field(default_factory=Shared)
   clip: Clip = dataclasses.field(default_factory=Clip)
   gamma: float = 1.0
   lam: float = 0.95
@@ -53,8 +68,12 @@ class PPO:
   kl: K1 | K2 | K3 = dataclasses.field(default_factory=K1)
   whiten: bool = True
   aggregate: Aggregate = dataclasses.field(default_factory=TokenMean)
+  old: Literal['sampled', 'recomputed'] = 'sampled'
+  truncated: Literal['count', 'mask'] = 'count'
 
   def __post_init__(self) -> None:
+    if self.group < 1:
+      raise ValueError(f'group is {self.group}; it must be ≥ 1')
     for name in ('gamma', 'lam'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name} is {getattr(self, name)}; it must lie in [0, 1]')

@@ -7,7 +7,7 @@
 The overlong penalty is 0 up to L − c tokens, falls linearly to −1 at L and stays there (DAPO's run:
 L 20,480, c 4,096). Ranks lie in [0, 1] and depend on the order of a group's rewards alone: neither
 an outlier nor the unit of a reward model matters. A group of equal rewards has rank ½ throughout,
-hence advantage 0. Cost: O(P·G²) for ranks, O(P·G) for the rest.
+hence advantage 0. Cost: O(P·G²) for ranks, O(P·G) for the rest, O(P log P) to choose groups.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,3 +84,13 @@ def keep(correct_PG: jax.Array) -> jax.Array:
   chex.assert_rank(correct_PG, 2)
   count_P = correct_PG.astype(bool).sum(axis=1)
   return (count_P > 0) & (count_P < correct_PG.shape[1])
+
+
+def best(keep_P: np.ndarray, spread_P: np.ndarray, count: int) -> np.ndarray:
+  """Indices, rising, of the `count` groups to train on: those to keep, the first of them first.
+
+  Where they are too few the rest is filled by the largest spread, of equal ones by the first.
+  """
+  keep_P, spread_P = np.asarray(keep_P, bool), np.asarray(spread_P)
+  order = np.lexsort((np.where(keep_P, 0, -spread_P), ~keep_P))  # stable; the last key leads
+  return np.sort(order[:count])

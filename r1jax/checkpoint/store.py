@@ -30,6 +30,7 @@ import asyncio
 import json
 import math
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -92,6 +93,12 @@ class Store:
   def describe(self, step: int | None = None) -> dict[str, str]:
     """{'params/run0/kernel': 'float32[8, 4]'}: the arrays of a step; reads none of them."""
     return self._steps.record(step)['arrays']
+
+  def identity(self, step: int | None = None) -> str:
+    """Eight hex digits of the arrays' checksums (their shapes, where none were kept)."""
+    record = self._steps.record(step)
+    held = record.get('checksums') or record['arrays']
+    return f'{zlib.crc32(json.dumps(held, sort_keys=True).encode()):08x}'
 
   def save(self, step: int, tree: Any, meta: dict, block: bool = False) -> None:
     """Takes the tree as it is now and writes it in the background; steps must ascend.

@@ -66,7 +66,7 @@ class Text:
   share: Share = (0.0, 1.0)
 
   def __post_init__(self):
-    _check(self.share)
+    check_share(self.share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Solved:
   share: Share = (0.0, 1.0)
 
   def __post_init__(self):
-    _check(self.share)
+    check_share(self.share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Problems:
   share: Share = (0.0, 1.0)
 
   def __post_init__(self):
-    _check(self.share)
+    check_share(self.share)
 
 
 SourceSpec = Worked | Text | Solved | Problems
@@ -134,7 +134,7 @@ class WorkedSource:
     longest = max(len(row.tokens) - 1 for row in self._rows)
     if longest > length:
       raise UserError(f'the longest row has {longest} inputs, a line holds {length}: raise length')
-    self._fingerprint = _hash('worked', len(examples), examples[0], examples[-1])
+    self._fingerprint = hashed('worked', len(examples), examples[0], examples[-1])
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -175,7 +175,7 @@ class TextSource:
 
   def fingerprint(self) -> str:
     """The records' and the field."""
-    return _hash('text', self._records.fingerprint(), self._field)
+    return hashed('text', self._records.fingerprint(), self._field)
 
 
 class SolvedSource:
@@ -203,7 +203,7 @@ class SolvedSource:
 
   def fingerprint(self) -> str:
     """The records' and the fields."""
-    return _hash('solved', self._records.fingerprint(), *self._fields)
+    return hashed('solved', self._records.fingerprint(), *self._fields)
 
 
 class Written:
@@ -227,7 +227,7 @@ class Written:
 
   def fingerprint(self) -> str:
     """How many, the first and the last."""
-    return _hash(len(self), self._examples[0], self._examples[-1])
+    return hashed(len(self), self._examples[0], self._examples[-1])
 
 
 def worked(task: Task, count: int) -> Sequence[Example]:
@@ -247,7 +247,8 @@ def _row(tokens: Sequence[int], weights: Sequence[float]) -> Row:
   return Row(np.array(tokens, np.int32), np.array(weights, np.float32))
 
 
-def _check(share: Share) -> None:
+def check_share(share: Share) -> None:
+  """ConfigError unless 0 ≤ from < to ≤ 1."""
   if not 0 <= share[0] < share[1] <= 1:
     raise ConfigError(f'share={share}; expected (from, to) with 0 <= from < to <= 1')
 
@@ -261,7 +262,7 @@ def _documents(records: Records, share: Share) -> range:
   return found
 
 
-def _hash(*parts: Any) -> str:
+def hashed(*parts: Any) -> str:
   """16 hex digits; of an example, its texts alone."""
   texts = [(p.question, p.solution, p.answer) if isinstance(p, Example) else p for p in parts]
   return f'{digest(repr(texts)):016x}'

@@ -1,7 +1,7 @@
 """The seam between generation and everything else: prompts and keys in, samples out.
 
-One compiled program for each (sampling, limit, shape), a new one announced with what changed; the
-caller's parameters are used as they lie, never copied.
+One compiled program for each (sampling, limit, kept sets or not, shape), a new one announced with
+what changed; the caller's parameters are used as they lie, never copied.
 """
 
 import functools
@@ -40,13 +40,15 @@ class Engine:
     key_B: jax.Array,
     sampling: Sampling,
     limit: int,
+    keep_support: bool = False,
   ) -> Samples:
     """Completes right-padded prompts; on a mesh the rows are split over its batch axes."""
-    name = (sampling, limit)
+    name = (sampling, limit, keep_support)
     if name not in self._programs:
       f = functools.partial(
-        generate, cfg=self.cfg, sampling=sampling, stops=self.stops, limit=limit
-      )
+        generate, cfg=self.cfg, sampling=sampling, stops=self.stops, limit=limit,
+        keep_support=keep_support,
+      )  # fmt: skip
       kind = 'rollout' if sampling.temperature else 'greedy rollout'
       what = f'{kind} of {limit} tokens'
       self._programs[name] = Program(what, f, self._announce, traces=SHAPES)

@@ -5,7 +5,8 @@ slot agree and rows of different lengths need no left padding. Prompt padding wr
 decoding overwrites before anything sees them. The number drawn at a position depends on the row's
 key and the position alone.
 
-Cost of a decode step: 2 · active parameters · B flops, and one pass over the cache.
+Cost of a decode step: 2 · active parameters · B flops, and one pass over the cache. Kept sets take
+4·B·T·K bytes (K = top_k) where they are asked for.
 """
 
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.core import prng
-from r1jax.engine.sampling import sample
-from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.engine.sampling import sample, sample_within
+from r1jax.kernels.logprob.truncate import FILLER, Sampling
 from r1jax.model import cache as caches
 from r1jax.model import transformer
 from r1jax.model.config import ModelConfig, MoE, runs
@@ -33,6 +34,7 @@ class Samples(NamedTuple):
   length_B: jax.Array
   stopped_B: jax.Array
   routes: tuple  # [run][block]: expert ids [n, B, P+T, A] by position, for routing replay
+  support_BTK: jax.Array | None = None  # ids that each token was drawn from, FILLER behind them
 
 
 class _State(NamedTuple):
@@ -95,8 +97,12 @@ def generate(
   sampling: Sampling,
   stops: tuple[int, ...],
   limit: int,
+  keep_support: bool = False,
 ) -> Samples:
-  """Completes right-padded prompts by at most `limit` tokens; ends when all rows have stopped."""
+  """Completes right-padded prompts by at most `limit` tokens; ends when all rows have stopped.
+
+  keep_support: the samples carry the kept set of each token, which needs sampling.top_k.
+  """
   B, P = prompts_BP.shape
   cache = caches.empty(cfg, B, P + limit)
   logits_BV, cache, prompt_routes = prefill(params, cfg, prompts_BP, lengths_B, cache)
@@ -106,7 +112,12 @@ def generate(
 
   def draw(logits_BV: jax.Array, step: jax.Array, done_B: jax.Array, out: Samples) -> tuple:
     keys = jax.vmap(prng.fold)(key_B, lengths_B + step)
-    token_B, logp_B = sample(logits_BV, keys, sampling)
+    if keep_support:
+      token_B, logp_B, ids_BK = sample_within(logits_BV, keys, sampling)
+      ids_BK = jnp.where(done_B[:, None], FILLER, ids_BK)
+      out = out._replace(support_BTK=out.support_BTK.at[:, step].set(ids_BK))
+    else:
+      token_B, logp_B = sample(logits_BV, keys, sampling)
     stop_B = jnp.isin(token_B, jnp.asarray(stops, jnp.int32))
     out = out._replace(
       tokens_BT=out.tokens_BT.at[:, step].set(jnp.where(done_B, out.tokens_BT[:, step], token_B)),
@@ -125,7 +136,11 @@ def generate(
 
   zeros_BT = jnp.zeros((B, limit))
   none_B = jnp.zeros(B, bool)
-  blank = Samples(zeros_BT.astype(jnp.int32), zeros_BT, none_B.astype(jnp.int32), none_B, routes)
+  K = min(sampling.top_k, logits_BV.shape[-1])
+  none_BTK = jnp.full((B, limit, K), FILLER, jnp.int32) if keep_support else None
+  blank = Samples(
+    zeros_BT.astype(jnp.int32), zeros_BT, none_B.astype(jnp.int32), none_B, routes, none_BTK
+  )
   token_B, done_B, out = draw(logits_BV, jnp.int32(0), none_B, blank)
   first = _State(jnp.int32(1), token_B, done_B, cache, out)
   going = lambda s: (s.step < limit) & ~s.done_B.all()

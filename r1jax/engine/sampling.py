@@ -8,8 +8,8 @@ blocks' masses, then a token within it: two uniform numbers a row where Gumbel n
 import jax
 import jax.numpy as jnp
 
-from r1jax.kernels.logprob import score
-from r1jax.kernels.logprob.truncate import Sampling, truncate
+from r1jax.kernels.logprob import picked, score
+from r1jax.kernels.logprob.truncate import Sampling, restrict, support, truncate
 
 BLOCK = 256
 
@@ -23,6 +23,16 @@ def sample(
   else:
     token_B = draw(truncate(logits_BV, sampling), key_B)
   return token_B, score(logits_BV, token_B, sampling).logp
+
+
+def sample_within(
+  logits_BV: jax.Array, key_B: jax.Array, sampling: Sampling
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(token_B, logp_B, ids_BK): drawn from at most K = top_k tokens, whose ids are given back."""
+  ids_BK = support(logits_BV, sampling)
+  z_BV = restrict(logits_BV, ids_BK, sampling.temperature)
+  token_B = ids_BK[:, 0] if sampling.temperature == 0 else draw(z_BV, key_B)
+  return token_B, picked(z_BV, token_B).logp, ids_BK
 
 
 def draw(z_BV: jax.Array, key_B: jax.Array) -> jax.Array:

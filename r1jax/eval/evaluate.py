@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import jax
 
+from r1jax.core import metrics
 from r1jax.core.errors import UserError
 from r1jax.engine.engine import Engine
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rewards.outcome import Outcome
-from r1jax.rollout.collect import Grader, Limits, graded, prompt_rows, sample, telemetry, texts
+from r1jax.rollout import telemetry
+from r1jax.rollout.collect import Grader, Limits, graded, prompt_rows, sample, texts
 from r1jax.tasks.task import Example, Task
 from r1jax.tokenizers.chat import open_thought
 from r1jax.tokenizers.tokenizer import Tokenizer
@@ -75,7 +77,7 @@ def run(
   """`samples` completions of each example, graded."""
   prefix = forced(tok, thought)
   key = jax.random.key(spec.seed)
-  sums: dict[str, float] = {}
+  total: dict[str, metrics.Mean] = {}
   correct, shown = 0, []
   for start in range(0, len(examples), spec.batch):
     part = examples[start : start + spec.batch]
@@ -94,14 +96,13 @@ def run(
     written = texts(tok, made, prefix)
     asked = [e for e in part for _ in range(samples)]
     grades = graded(grade, asked, written, made)
-    for name, value in telemetry(made, written, grades).items():
-      sums[name] = sums.get(name, 0.0) + value * len(part) / len(examples)
+    total = metrics.add(total, telemetry.measure(made, written, grades, asked, samples))
     correct += sum(g.outcome is Outcome.CORRECT for g in grades)
     shown += [
       {'question': e.question, 'completion': t, 'outcome': g.outcome.value}
       for e, t, g in list(zip(asked, written, grades))[::samples]
     ]
-  return Scored(sums, correct, len(examples) * samples, shown[: spec.shown])
+  return Scored(telemetry.finish(total), correct, len(examples) * samples, shown[: spec.shown])
 
 
 def held_out(task: Task, tok: Tokenizer, spec: Evaluation) -> list[Example]:

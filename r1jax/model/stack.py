@@ -1,8 +1,8 @@
 """A run of equal layers as one scan over stacked weights: compile time does not grow with depth.
 
 The stacked cache travels in the carry and is updated in place by layer index; as a scanned input
-and output it would be copied each step. Routes, load and balance terms are scanned outputs with a
-leading layer axis.
+and output it would be copied each step. Routes, load, balance terms and the residual stream behind
+each block are scanned outputs with a leading layer axis; what nobody reads, jit leaves out.
 """
 
 import flax.linen as nn
@@ -30,7 +30,7 @@ class Period(nn.Module):
       given = LayerIn(caches and caches[j], routes and routes[j])
       x_BLD, out = Block(spec, name=f'block{j}')(x_BLD, place, given)
       kept.append(out.cache)
-      outs.append(out._replace(cache=None))
+      outs.append(out._replace(cache=None, stream_BLD=x_BLD))
     return (x_BLD, caches and tuple(kept)), tuple(outs)
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.core.qarray import Weight, dense, rows
 from r1jax.model import stack
 from r1jax.model.config import ModelConfig, runs
 from r1jax.model.mtp import PredictionModule
@@ -32,7 +33,7 @@ class Output(NamedTuple):
   """x for the head and of each prediction depth, what caches became, what the routers did.
 
   routes[run][block] is [n, B, L, A] or None; load maps a router bias' path to [n, E] (or [E]) token
-  counts.
+  counts; streams[run][block] is the residual stream behind the blocks, [n, B, L, D] (`stream`).
   """
 
   x_BLD: jax.Array
@@ -41,6 +42,7 @@ class Output(NamedTuple):
   routes: tuple
   load: dict[str, jax.Array]
   balance: Term
+  streams: tuple
 
 
 class Transformer(nn.Module):
@@ -62,8 +64,8 @@ class Transformer(nn.Module):
     if not c.tied:
       weight(self, 'head', (c.embed, c.vocab), ('embed', 'vocab'))
 
-    def embed(ids_BL: jax.Array, table_VD: jax.Array) -> jax.Array:
-      return constrain(jnp.take(table_VD, ids_BL, axis=0).astype(c.dtype), 'batch', 'length', None)
+    def embed(ids_BL: jax.Array, table_VD: Weight) -> jax.Array:
+      return constrain(rows(table_VD, ids_BL).astype(c.dtype), 'batch', 'length', None)
 
     h_BLD = embed(inputs.tokens_BL, table_VD)
     caches, outs = [], {}
@@ -82,11 +84,12 @@ class Transformer(nn.Module):
       h_BLD, y_BLD, outs[f'mtp{d}/block'] = module(h_BLD, embed(tokens_BL, table_VD), place)
       h_BLD = y_BLD if normed else h_BLD
       mtp.append(y_BLD)
-    routes = tuple(
-      tuple(outs[f'run{i}/block{j}'].routes_BLA for j in range(len(r.period)))
-      for i, r in enumerate(runs(c.layers))
-    )
-    return Output(x_BLD, tuple(mtp), cache and tuple(caches), routes, *routing(outs))
+    by_run = [
+      [outs[f'run{i}/block{j}'] for j in range(len(r.period))] for i, r in enumerate(runs(c.layers))
+    ]
+    routes = tuple(tuple(out.routes_BLA for out in run) for run in by_run)
+    streams = tuple(tuple(out.stream_BLD for out in run) for run in by_run)
+    return Output(x_BLD, tuple(mtp), cache and tuple(caches), routes, *routing(outs), streams)
 
 
 def routing(outs: dict[str, LayerOut]) -> tuple[dict[str, jax.Array], Term]:
@@ -100,6 +103,18 @@ def routing(outs: dict[str, LayerOut]) -> tuple[dict[str, jax.Array], Term]:
   )
 
 
+def stream(out: Output, cfg: ModelConfig, layer: int) -> jax.Array:
+  """The residual stream [B, L, D] behind a layer, counted from 0."""
+  at = layer
+  for run, streams in zip(runs(cfg.layers), out.streams):
+    size = len(run.period) * run.repeats
+    if 0 <= at < size:
+      turn, block = divmod(at, len(run.period))
+      return streams[block][turn]
+    at -= size
+  raise ValueError(f'layer {layer} of {len(cfg.layers)}; expected 0 … {len(cfg.layers) - 1}')
+
+
 def dummy_inputs(cfg: ModelConfig) -> Inputs:
   """The smallest inputs that touch every parameter; for init and shape evaluation."""
   one = jnp.ones((1, 1), jnp.int32)
@@ -108,7 +123,7 @@ def dummy_inputs(cfg: ModelConfig) -> Inputs:
 
 def head(params: Any, cfg: ModelConfig) -> jax.Array:
   """The output matrix w_DV."""
-  return params['embedding'].T if cfg.tied else params['head']
+  return dense(params['embedding']).T if cfg.tied else dense(params['head'])
 
 
 def logits(params: Any, cfg: ModelConfig, x_BD: jax.Array) -> jax.Array:

@@ -28,9 +28,13 @@ class LayerIn(NamedTuple):
 
 
 class LayerOut(NamedTuple):
-  """Beside x: the cache, the experts chosen, their load, the sequence-wise balance term."""
+  """Beside x: the cache, the experts chosen, their load, the sequence-wise balance term.
+
+  stream_BLD: x itself, where blocks run as a stack, whose inner ones nobody else would see.
+  """
 
   cache: tuple | None = None
   routes_BLA: jax.Array | None = None
   load_E: jax.Array | None = None
   balance: Term | None = None
+  stream_BLD: jax.Array | None = None

@@ -8,6 +8,7 @@ at fault is known:
 
     over the limit            → TIMEOUT, reward 0, parts {'timeout': 1}
     process died, or raised   → UNPARSEABLE, reward 0, parts {'crash': 1}
+    raised a UserError        → raised by `map`: the task is at fault, not this text
 
 and after a hang or a death it is killed, reaped and replaced, and the rest of its chunk goes to
 another.
@@ -48,7 +49,7 @@ class Grader(Protocol):
 
 class Pool:
   """Workers that each build a grader once and then grade. A context manager; for one thread at a
-  time.
+  time, but `close` ends a `map` of another one.
 
   `build` is pickled, so it and what it refers to are importable: `partial(tasks.make.make, spec)`.
   `seconds` is wall time for one item; `memory` bounds a worker's address space in bytes (Linux).
@@ -70,7 +71,7 @@ class Pool:
         f'cannot send {build!r} to a worker ({e}); expected a function of an importable module or '
         'functools.partial of one, such as partial(make, spec)'
       ) from e
-    self._seconds, self._memory = seconds, memory
+    self._seconds, self._memory, self._open = seconds, memory, True
     self._workers = [self._start() for _ in range(workers)]
 
   def __enter__(self) -> 'Pool':
@@ -81,13 +82,14 @@ class Pool:
 
   def close(self) -> None:
     """Ends every worker; the pool is of no more use."""
-    for worker in self._workers:
+    self._open = False
+    for worker in list(self._workers):
       worker.kill()
     self._workers = []
 
   def map(self, calls: Sequence[tuple[Any, str]]) -> list[Grade]:
-    """Grades of (example, text) pairs, in their order; raises only if no grader can be built."""
-    if not self._workers:
+    """Grades of (example, text) pairs, in their order; a UserError only where the task is wrong."""
+    if not self._open:
       raise RuntimeError('the pool is closed')
     todo = collections.deque((i, example, text) for i, (example, text) in enumerate(calls))
     size = max(1, min(_MAX_CHUNK, len(todo) // (4 * len(self._workers))))
@@ -105,6 +107,8 @@ class Pool:
     return grades
 
   def _start(self) -> '_Worker':
+    if not self._open:
+      raise RuntimeError('the pool is closed')
     return _Worker(self._build, self._seconds, self._memory)
 
   def _replace(self, worker: '_Worker') -> None:
@@ -147,6 +151,8 @@ class Pool:
         message = worker.socket.recv()
         if not worker.ready:
           worker.begin(message)
+        elif isinstance(message, UserError):
+          raise message
         else:
           done.append((worker.chunk.popleft()[0], message))
           worker.deadline = time.monotonic() + self._seconds

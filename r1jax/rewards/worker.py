@@ -2,11 +2,14 @@
 `pool.Pool`.
 
 Over the socket FD come a builder, pickled, then chunks of (example, text); out go `None` once the
-task is built, or the text of what went wrong, then one Grade for each item, in order. It imports
-what the task imports, no jax, and never the main module of its parent.
+task is built, or the text of what went wrong, then one Grade for each item, in order. A mistake in
+the task itself (a UserError, what is no Grade, a reward that is no number) goes out as a UserError
+in place of the Grade: a run must not learn from it. It imports what the task imports, no jax, and
+never the main module of its parent.
 """
 
 import logging
+import math
 import multiprocessing.connection
 import os
 import resource
@@ -15,6 +18,7 @@ import sys
 import traceback
 from typing import Any
 
+from r1jax.core.errors import UserError
 from r1jax.rewards.outcome import Grade, Outcome
 
 # Killed by the kernel after so many limits, in case the parent is gone and cannot do it.
@@ -52,12 +56,16 @@ def _build(parent: multiprocessing.connection.Connection) -> Any:
   return task
 
 
-def _grade(task: Any, example: Any, text: str) -> Grade:
+def _grade(task: Any, example: Any, text: str) -> Grade | UserError:
   try:
     grade = task.grade(example, text)
     if not isinstance(grade, Grade):
-      raise TypeError(f'grade() gave {grade!r:.200}; expected a Grade')
+      raise UserError(f'grade() gave {grade!r:.200}; expected a Grade')
+    if not math.isfinite(grade.reward):
+      raise UserError(f'grade() gave the reward {grade.reward}; expected a finite number')
     return grade
+  except UserError as e:
+    return UserError(' '.join(f'{e} (while grading {example!r:.60}…)'.split()))
   except BaseException:  # whatever a grader does, the next item is graded
     logging.exception('grader failed on %.200r', example)
     return Grade(Outcome.UNPARSEABLE, 0.0, {'crash': 1.0})

@@ -4,6 +4,9 @@ Sample s of example i draws from fold(key, i, s): neither the batch nor its orde
 are padded to one static width and completions to one limit, so that a run compiles each program
 once. Trajectories hold token ids; text is made from them for the grader and never turned back into
 tokens.
+
+Groups may be dropped and others sampled in their place (`take`, `join`); what a step holds at once
+are the groups that it keeps and one rollout.
 """
 
 import dataclasses
@@ -15,15 +18,14 @@ import numpy as np
 
 from r1jax.core import prng
 from r1jax.core.errors import UserError
-from r1jax.core.text import self_checks, spans
 from r1jax.engine.engine import Engine
 from r1jax.engine.generate import Samples
 from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.rollout.grading import Grader
 from r1jax.sharding import processes
-from r1jax.tasks.task import Example, Grade, Outcome
+from r1jax.tasks.file import GroupTask
+from r1jax.tasks.task import Example, Grade, Outcome, Task
 from r1jax.tokenizers.tokenizer import Tokenizer
-
-Grader = Callable[[Sequence[tuple[Example, str]]], list[Grade]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,30 +105,58 @@ def texts(tok: Tokenizer, samples: Samples, prefix: Sequence[int] = ()) -> list[
 def graded(
   grade: Grader, asked: Sequence[Example], written: Sequence[str], samples: Samples
 ) -> list[Grade]:
-  """Grades; a completion that the limit cut has no answer, unless something closed it: the last
-  number that it happened to reach is not what it would have said.
+  """The grades of completions."""
+  return answered(grade(list(zip(asked, written, strict=True))), samples)
+
+
+def answered(grades: Sequence[Grade], samples: Samples) -> list[Grade]:
+  """A completion that the limit cut has no answer, unless something closed it: the last number that
+  it happened to reach is not what it would have said.
   """
-  grades = grade(list(zip(asked, written, strict=True)))
   cut = lambda g: Grade(Outcome.UNPARSEABLE, 0.0, dict.fromkeys(g.parts, 0.0))
   return [cut(g) if g.open and not end else g for g, end in zip(grades, samples.stopped_B.tolist())]
 
 
-def telemetry(samples: Samples, texts: Sequence[str], grades: Sequence[Grade]) -> dict[str, float]:
-  """Means over samples: reward, its parts, outcomes, length in tokens, self-checks, form."""
-  outcome = {o: float(np.mean([g.outcome is o for g in grades])) for o in Outcome}
-  thoughts = [spans(t) for t in texts]
-  names = sorted({name for g in grades for name in g.parts})  # a timeout has a part of its own
-  parts = {
-    f'part/{name}': float(np.mean([g.parts.get(name, 0.0) for g in grades])) for name in names
-  }
-  return {
-    'reward': float(np.mean([g.reward for g in grades])),
-    'accuracy': outcome[Outcome.CORRECT],
-    'unparseable': outcome[Outcome.UNPARSEABLE],
-    'timeout': outcome[Outcome.TIMEOUT],
-    'length': float(np.mean(samples.length_B)),
-    'truncated': float(1 - np.mean(samples.stopped_B)),
-    'self_checks': float(np.mean([self_checks(s.think or '') for s in thoughts])),
-    'well_formed': float(np.mean([s.well_formed for s in thoughts])),
-    **parts,
-  }
+def regraded(
+  task: Task, grades: list[Grade], written: Sequence[str], group: int, lengths: Sequence[int]
+) -> list[Grade]:
+  """The grades with the task's own group parts, if it has any; lengths are tokens."""
+  if not isinstance(task, GroupTask):
+    return grades
+  new = []
+  for i in range(0, len(grades), group):
+    here = slice(i, i + group)
+    new += task.regrade(grades[here], written[here], lengths[here])
+  return new
+
+
+def take(t: Trajectories, index: np.ndarray) -> Trajectories:
+  """The rows of these numbers."""
+  pick = lambda items: [items[i] for i in index]
+  samples = _by_rows(lambda x, axis: np.take(x, index, axis), t.samples)
+  rows = t.prompts_BP[index], t.prompt_lengths_B[index]
+  return Trajectories(*rows, samples, pick(t.texts), pick(t.grades))
+
+
+def join(a: Trajectories, b: Trajectories) -> Trajectories:
+  """The rows of a, then those of b."""
+  both = lambda x, y: np.concatenate([x, y])
+  return Trajectories(
+    both(a.prompts_BP, b.prompts_BP),
+    both(a.prompt_lengths_B, b.prompt_lengths_B),
+    _by_rows(lambda x, y, axis: np.concatenate([x, y], axis), a.samples, b.samples),
+    a.texts + b.texts,
+    a.grades + b.grades,
+  )
+
+
+def count(t: Trajectories) -> int:
+  """Tokens of prompts and completions."""
+  return int(t.prompt_lengths_B.sum() + t.samples.length_B.sum())
+
+
+def _by_rows(f: Callable[..., np.ndarray], *samples: Samples) -> Samples:
+  """f of each leaf and the axis of its rows; routes have layers in front."""
+  routes = jax.tree.map(lambda *x: f(*x, 1), *(s.routes for s in samples))
+  rest = (s._replace(routes=()) for s in samples)
+  return jax.tree.map(lambda *x: f(*x, 0), *rest)._replace(routes=routes)

@@ -16,6 +16,7 @@ import importlib.util
 import pathlib
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Mapping, Sequence
 
 from r1jax.core.errors import UserError
@@ -36,6 +37,17 @@ class File:
   """Path of a Python file with `task()`."""
 
   path: str
+
+
+@typing.runtime_checkable
+class GroupTask(typing.Protocol):
+  """A `Task` that also judges the samples of one prompt together, after each has its grade."""
+
+  def regrade(
+    self, grades: Sequence[Grade], texts: Sequence[str], lengths: Sequence[int] | None = None
+  ) -> list[Grade]:
+    """New grades of one prompt's samples, in their order; lengths are tokens."""
+    ...
 
 
 class FunctionTask:

@@ -12,16 +12,17 @@ import jax
 from r1jax.checkpoint.store import Damaged, Store
 from r1jax.core import config
 from r1jax.core.errors import UserError
-from r1jax.data.mix import Mixture
-from r1jax.data.sources import Source
 from r1jax.data.stream import Stream
 from r1jax.eval import evaluate
 from r1jax.sharding import place
 from r1jax.tasks.task import Task
 from r1jax.tokenizers.tokenizer import Tokenizer
-from r1jax.train import provenance, supervised
+from r1jax.train import preferences, provenance, supervised
+from r1jax.train.distillation import Distillation
 from r1jax.train.experiment import Experiment
+from r1jax.train.preferences import Preference
 from r1jax.train.rl import RL
+from r1jax.train.supervised import SFT, Pretrain
 
 
 def same(exp: Experiment, workdir: pathlib.Path, store: Store, data: str) -> None:
@@ -62,11 +63,12 @@ def check(
   tok: Tokenizer,
   task: Task | None,
   mesh: jax.sharding.Mesh | None,
-  opened: dict[tuple[Mixture, int], list[Source]],
+  opened: dict[Any, Any],
 ) -> str:
   """What only shows when parts meet, said before any long work; gives the data's fingerprint.
 
-  opened: takes what each mixture draws from, by length of a line.
+  opened: takes what each mixture draws from, by length of a line, and what preferences are learned
+  from, by their stage's name.
   """
   if tok.vocab > exp.model.vocab:
     raise UserError(
@@ -75,23 +77,50 @@ def check(
   if task is not None:
     evaluate.held_out(task, tok, exp.evaluation)
     place.check_rows(mesh, exp.evaluation.batch)
+  prints: list[str] = []
   for stage in exp.stages:
-    if isinstance(stage, RL):
-      place.check_rows(mesh, stage.prompts * stage.algorithm.group // stage.minibatches)
-      continue
-    for segment in supervised.segments(stage, exp.model):
-      place.check_rows(mesh, segment.shape.lines // segment.microbatches)
-    if segment.model != exp.model:
-      raise UserError(
-        f'stage {stage.name}: the last phase extends the context by {stage.phases[-1].yarn}, '
-        'config.model by another yarn; what follows uses the model, so give both the same'
-      )
-    for data, shape in supervised.mixtures(stage, exp.model):
-      if (data, shape.length) not in opened:
-        opened[data, shape.length] = supervised.opened(data, shape.length, task, tok)
-      mine = place.lines_of(mesh, shape.lines)
-      next(iter(Stream(opened[data, shape.length], data, shape, exp.seed, mine)))
-  return digest(' '.join(s.fingerprint() for made in opened.values() for s in made))
+    match stage:
+      case RL():
+        place.check_rows(mesh, stage.prompts * stage.algorithm.group // stage.minibatches)
+      case Preference():
+        place.check_rows(mesh, stage.rows // stage.microbatches)
+        opened[stage.name] = preferences.opened(stage, task, tok)
+        prints += [docs.fingerprint for docs in opened[stage.name] if docs]
+      case Distillation():
+        place.check_rows(mesh, stage.lines // stage.microbatches)
+        from r1jax.train import teaching  # reads checkpoints by what imports this
+
+        teaching.check(stage, exp.model, tok)
+        prints += teaching.fingerprints(stage, task, tok)
+      case _:
+        prints += supervised_data(exp, stage, tok, task, mesh, opened)
+  return digest(' '.join(prints))
+
+
+def supervised_data(
+  exp: Experiment,
+  stage: SFT | Pretrain,
+  tok: Tokenizer,
+  task: Task | None,
+  mesh: jax.sharding.Mesh | None,
+  opened: dict[Any, Any],
+) -> list[str]:
+  """Opens what a stage reads and makes its first batch; gives the fingerprints."""
+  found = []
+  for segment in supervised.segments(stage, exp.model):
+    place.check_rows(mesh, segment.shape.lines // segment.microbatches)
+  if segment.model != exp.model:
+    raise UserError(
+      f'stage {stage.name}: the last phase extends the context by {stage.phases[-1].yarn}, '
+      'config.model by another yarn; what follows uses the model, so give both the same'
+    )
+  for data, shape in supervised.mixtures(stage, exp.model):
+    if (data, shape.length) not in opened:
+      opened[data, shape.length] = supervised.opened(data, shape.length, task, tok)
+    mine = place.lines_of(mesh, shape.lines)
+    next(iter(Stream(opened[data, shape.length], data, shape, exp.seed, mine)))
+    found += [s.fingerprint() for s in opened[data, shape.length]]
+  return found
 
 
 def facts(

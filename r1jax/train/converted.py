@@ -146,6 +146,11 @@ def out_of(
     raise UserError(f'{target} is not empty; give a new folder as --target')
   store = Store(directory)
   exp = described(directory, store.meta(step))
+  if exp.lora:
+    raise UserError(
+      f'{source} holds LoRA adapters alone; add them to their base first: '
+      f'python -m r1jax.bin.merge --checkpoint={source} --target=NEW, then --source=NEW'
+    )
   own = isinstance(exp.tokenizer, Public)
   beside = folders.published(exp.tokenizer.path) if own else {}
   original = json.loads(beside.pop('config.json', '{}'))

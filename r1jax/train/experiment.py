@@ -2,15 +2,18 @@
 
 import dataclasses
 
+from r1jax.algos.lora import LoRA
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.config import ModelConfig
 from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.make import TaskSpec
 from r1jax.tokenizers.make import Byte, TokenizerSpec
+from r1jax.train.distillation import Distillation
+from r1jax.train.preferences import Preference
 from r1jax.train.rl import RL
 from r1jax.train.supervised import SFT, Pretrain
 
-Stage = Pretrain | SFT | RL
+Stage = Pretrain | SFT | RL | Preference | Distillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Experiment:
   task: what SFT and RL learn and what is evaluated after them, on held-out problems; a run that
   only pretrains needs none.
   init: a checkpoint whose parameters the first stage starts from; None: fresh ones from the seed.
+  lora: adapters on the weights of `init`; they alone are trained and saved.
   """
 
   name: str
@@ -53,6 +57,7 @@ class Experiment:
   tokenizer: TokenizerSpec = Byte()
   seed: int = 0
   init: str | None = None
+  lora: LoRA | None = None
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()
   verifier: Verifier = Verifier()
@@ -67,6 +72,20 @@ class Experiment:
         f'stage {needy[0]} needs a task, config.task is none; only Pretrain does not'
       )
 
+    if self.lora and self.init is None:
+      raise ValueError('lora adapts trained weights: name their checkpoint by config.init')
+
   def first_step(self, stage: int) -> int:
     """Updates done before a stage starts: an RL step makes one for each minibatch."""
     return sum(s.steps * (s.minibatches if isinstance(s, RL) else 1) for s in self.stages[:stage])
+
+
+def keeps_reference(stage: Stage) -> bool:
+  """Whether a frozen copy of the weights lies in the state: for a KL, or for preferences."""
+  match stage:
+    case RL():
+      return stage.algorithm.beta > 0
+    case Preference():
+      return stage.reference
+    case _:
+      return False

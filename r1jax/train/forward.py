@@ -58,10 +58,15 @@ def run(
   sampling: Sampling,
   routes: tuple | None,
   detach_mtp: bool,
+  support_BLK: jax.Array | None = None,
 ) -> tuple[Output, LogProbs]:
-  """Model output and the targets' log-probabilities under the sampler's distribution."""
+  """Model output and the targets' log-probabilities under the sampler's distribution.
+
+  support_BLK: its kept sets, in place of those that these logits would keep.
+  """
   out = Transformer(cfg).apply({'params': params}, batch.inputs, None, routes, detach_mtp)
-  return out, logprobs(out.x_BLD, transformer.head(params, cfg), batch.targets_BL, sampling)
+  head = transformer.head(params, cfg)
+  return out, logprobs(out.x_BLD, head, batch.targets_BL, sampling, support_BLK=support_BLK)
 
 
 def auxiliary(

@@ -8,30 +8,36 @@ import math
 import pathlib
 from typing import Any
 
-from r1jax.checkpoint.store import Store, resolve
+from r1jax.algos import lora
 from r1jax.eval import evaluate as evaluation
 from r1jax.eval import report
-from r1jax.model.transformer import dummy_inputs
 from r1jax.optim import optimizer as optim
 from r1jax.sharding import processes
-from r1jax.train import parameters, points, provenance, telemetry
+from r1jax.train import points, preferences, provenance, teaching, telemetry, weights
 from r1jax.train import state as states
+from r1jax.train.distillation import Distillation
 from r1jax.train.experiment import Experiment, Stage
 from r1jax.train.keeper import Keeper
+from r1jax.train.offline import Plan, run_offline
 from r1jax.train.point import Point
+from r1jax.train.preferences import Preference
 from r1jax.train.profile import Window
+from r1jax.train.reinforce import run_rl
 from r1jax.train.rl import RL
 from r1jax.train.run import Run, evaluations, open_run
-from r1jax.train.stages import held_out_loss, run_rl, run_supervised
-from r1jax.train.supervised import Pretrain
+from r1jax.train.stages import held_out_loss, run_supervised
+from r1jax.train.state import State
+from r1jax.train.supervised import SFT, Pretrain
 
 
 def train(exp: Experiment, workdir: pathlib.Path, profile: Window | None = None) -> dict[str, Any]:
   """Runs an experiment to its end and returns the summary that process 0 writes."""
+  exp = weights.pinned(exp)
   with open_run(exp, workdir, profile) as run:
+    plans = {stage.name: plan(run, stage) for stage in exp.stages}  # opens what they read
     point = resume(run) or begin(run)
     while True:
-      point = run_stage(run, point)
+      point = run_stage(run, point, plans)
       if point.stage + 1 == len(exp.stages):
         break
       point = enter(run, point.stage + 1, point.state.params)
@@ -40,12 +46,7 @@ def train(exp: Experiment, workdir: pathlib.Path, profile: Window | None = None)
 
 def begin(run: Run) -> Point:
   """The first stage, from fresh parameters or those of another checkpoint."""
-  if run.exp.init is None:
-    return enter(
-      run, 0, states.init_params(run.model, run.exp.seed, run.mesh, dummy_inputs(run.exp.model))
-    )
-  directory, step = resolve(run.exp.init)
-  return enter(run, 0, parameters.masters(Store(directory), step, run.exp.model, run.mesh))
+  return enter(run, 0, weights.initial(run.exp, run.mesh))
 
 
 def resume(run: Run) -> Point | None:
@@ -62,37 +63,68 @@ def resume(run: Run) -> Point | None:
 
 def enter(run: Run, stage: int, params: Any) -> Point:
   """The start of a stage: its own optimizer around the parameters so far."""
-  optimizer = optim.make(run.exp.stages[stage].optimizer, params)
-  return Point(stage, 0, states.fresh(params, optimizer, run.mesh, run.exp.first_step(stage)))
+  exp = run.exp
+  params = weights.begin(exp, stage, params, run.mesh)
+  mine = weights.trained(exp, params)
+  if exp.lora:
+    run.progress.note(f'LoRA: {lora.summary(params)}')
+  optimizer = optim.make(exp.stages[stage].optimizer, mine)
+  first = exp.first_step(stage)
+  return Point(stage, 0, states.fresh(params, optimizer, run.mesh, first, mine))
 
 
-def run_stage(run: Run, point: Point) -> Point:
+def plan(run: Run, stage: Stage) -> Plan | None:
+  """What a stage over prepared batches does; what it reads is opened, or it is an error."""
+  match stage:
+    case Preference():
+      return preferences.plan(run, stage)
+    case Distillation():
+      return teaching.plan(run, stage)
+    case _:
+      return None
+
+
+def run_stage(run: Run, point: Point, plans: dict[str, Plan | None]) -> Point:
   """The rest of one stage, its checkpoint and its evaluation."""
   stage = run.exp.stages[point.stage]
   with run.telling(stage.name, stage.steps, point.step):
     keeper = Keeper(run, stage.steps)
     if point.step < stage.steps:
       run.profiler.before(point.step + 1)
-      go = run_rl if isinstance(stage, RL) else run_supervised
-      point = Point(point.stage, stage.steps, go(run, stage, point, keeper))
+      state = go(run, stage, point, keeper, plans[stage.name])
+      point = Point(point.stage, stage.steps, state)
     if stage.name not in [e['stage'] for e in run.evaluations]:
       with keeper.resting(point):
-        figures = evaluate(run, stage, point.state.params)
+        figures = evaluate(run, stage, point.state.params, plans[stage.name])
       run.keep_evaluations([*run.evaluations, figures])
       keeper.close(point)
   return point
 
 
-def evaluate(run: Run, stage: Stage, params: Any) -> dict[str, Any]:
-  """Held-out figures after a stage: loss on text, or accuracy on the task."""
+def go(run: Run, stage: Stage, point: Point, keeper: Keeper, plan: Plan | None) -> State:
+  """The rest of a stage by its kind of loop."""
+  match stage:
+    case RL():
+      return run_rl(run, stage, point, keeper)
+    case SFT() | Pretrain():
+      return run_supervised(run, stage, point, keeper)
+    case _:
+      return run_offline(run, stage, plan, point, keeper)
+
+
+def evaluate(run: Run, stage: Stage, params: Any, plan: Plan | None) -> dict[str, Any]:
+  """Held-out figures after a stage: loss on text, accuracy on the task, what a plan measures."""
   name = f'after {stage.name.upper()}'
   run.progress.note(f'evaluating {name}')
   figures = {'name': name, 'stage': stage.name, 'step': stage.steps}
   with run.timers('evaluate'):
+    if plan and plan.evaluate:
+      figures |= plan.evaluate(params)
     if not isinstance(stage, Pretrain):
       return figures | evaluation.evaluate(
-        run.engine, params, run.tok, run.task, run.grade, run.exp.evaluation
-      )
+        run.engine, weights.model_only(run.exp.model, params), run.tok, run.task, run.grade,
+        run.exp.evaluation,
+      )  # fmt: skip
     if stage.held_out is None:
       return figures
     loss = held_out_loss(run, stage, params)

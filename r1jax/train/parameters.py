@@ -3,6 +3,9 @@
 A trainer needs fp32 masters. Who only computes with them keeps what is stored, except that weights
 narrower than the activations are widened once here rather than at every use: the numbers of each
 matmul are the same.
+
+A LoRA checkpoint holds adapters; their base lies where its `init` says. Who computes gets both
+(`Adapted` leaves, as in training), who trains them on gets their sum.
 """
 
 from typing import Any
@@ -10,9 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1jax.algos import lora
+from r1jax.algos.lora import LoRA
 from r1jax.checkpoint import leaves
-from r1jax.checkpoint.store import Store
-from r1jax.core import tree
+from r1jax.checkpoint.store import Store, resolve
+from r1jax.core import config, tree
+from r1jax.core.errors import UserError
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.sharding import place
@@ -20,7 +26,7 @@ from r1jax.sharding import place
 
 def masters(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
   """fp32 parameters to train, on the mesh."""
-  return _cast(stored(store, step, cfg, mesh), lambda _: jnp.dtype('float32'))
+  return _cast(lora.merge(stored(store, step, cfg, mesh)), lambda _: jnp.dtype('float32'))
 
 
 def weights(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
@@ -31,9 +37,14 @@ def weights(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh |
 
 
 def stored(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
-  """Parameters as they are in the checkpoint."""
-  held = store.describe(step)
+  """Parameters as they are in the checkpoint, on those of its base if it holds adapters."""
+  held, said = store.describe(step), store.meta(step)['experiment']
   boxed = place.abstract(Transformer(cfg), dummy_inputs(cfg))
+  base = None
+  if said.get('lora'):
+    spec = config.from_dict(LoRA, {k: v for k, v in said['lora'].items() if k != 'type'})
+    base = frozen(store.meta(step), cfg, spec, mesh)
+    boxed = lora.boxed(boxed, spec)
 
   def typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     found = held.get(f'params/{path}')
@@ -41,7 +52,32 @@ def stored(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | 
     return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
 
   wanted = tree.map_named(typed, place.templates(mesh, boxed))
-  return store.restore({'params': wanted}, step, partial=True)['params']
+  wanted = wanted if base is None else lora.split(wanted)[0]
+  got = store.restore({'params': wanted}, step, partial=True)['params']
+  return got if base is None else tree.merge(got, base)
+
+
+def frozen(
+  meta: dict[str, Any], cfg: ModelConfig, spec: LoRA, mesh: jax.sharding.Mesh | None
+) -> Any:
+  """The base of a LoRA checkpoint, None in place of the adapters; it must be the one trained on."""
+  init = meta['experiment']['init']
+  try:
+    directory, step = resolve(init)
+  except UserError as error:
+    raise UserError(f'the base of the LoRA checkpoint: {error}') from error
+  store = Store(directory)
+  if (there := store.identity(step)) != meta['base']:
+    raise UserError(
+      f'the adapters were trained on other weights (checksums {meta["base"]}) than lie at {init} '
+      f'now ({there}); put those back'
+    )
+  return lora.split(adapted(weights(store, step, cfg, mesh), spec, 0))[1]
+
+
+def adapted(params: Any, spec: LoRA, seed: int) -> Any:
+  """Plain parameters with fresh adapters on them; those of a LoRA checkpoint are merged first."""
+  return lora.attach(lora.merge(params), spec, jax.random.key(seed))
 
 
 def _cast(params: Any, dtype: Any) -> Any:

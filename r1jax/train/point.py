@@ -25,7 +25,8 @@ class Pending(NamedTuple):
 class Point:
   """A stage, how many of its steps are done, and all that going on needs.
 
-  position: of the supervised stream; pending: an RL step's rollout that is not used up.
+  position: of the supervised stream; pending: an RL step's rollout that is not used up; asked: how
+  many of its questions an RL stage has asked, those of the pending rollout too.
   """
 
   stage: int
@@ -33,3 +34,4 @@ class Point:
   state: State
   position: Position | None = None
   pending: Pending | None = None
+  asked: int = 0

@@ -1,7 +1,9 @@
 """Points of a run as checkpoints, and back.
 
-    tree    step, params (router bias too), opt, reference, pending (a graded rollout not used up)
-    meta    config, stage, step in it, position in the data, what a pending rollout has reported
+    tree    step, params (router bias too; of LoRA the adapters alone), opt, reference, pending (a
+            graded rollout not used up)
+    meta    config, stage, step in it, position in the data, questions asked, what a pending rollout
+            has reported, of LoRA which base
 
 Random keys are functions of (seed, stage, step) and need no saving.
 """
@@ -13,19 +15,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from r1jax.algos.ppo import PPO, Targets
 from r1jax.checkpoint import leaves
 from r1jax.checkpoint.store import Damaged, Store
 from r1jax.core import config, tree
 from r1jax.data import stream
 from r1jax.engine.generate import Samples, empty_routes
 from r1jax.model.config import ModelConfig
-from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.optim import optimizer as optim
 from r1jax.rollout.collect import Trajectories
 from r1jax.rollout.trajectory import RLBatch, rl_batch
 from r1jax.sharding import place, processes
-from r1jax.train import rl
-from r1jax.train.experiment import Experiment, Stage
+from r1jax.train import rl, weights
+from r1jax.train.experiment import Experiment, Stage, keeps_reference
 from r1jax.train.point import Pending, Point
 from r1jax.train.rl import RL
 from r1jax.train.state import State
@@ -52,9 +54,12 @@ def saved(exp: Experiment, mesh: jax.sharding.Mesh | None, point: Point) -> tupl
     'stage': point.stage,
     'step': point.step,
     'position': position,
+    'asked': point.asked,
     'pending': pending and pending._replace(batch=None)._asdict(),
+    'base': weights.base(exp) if exp.lora else None,
   }
-  return Saved(*point.state, held), meta
+  state = point.state._replace(params=weights.trained(exp, point.state.params))
+  return Saved(*state, held), meta
 
 
 def newest(
@@ -85,19 +90,30 @@ def restore(exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, step:
     total = {name: tuple(pair) for name, pair in meta['pending']['total'].items()}
     pending = Pending(**meta['pending'] | {'batch': processes.fetch(got.pending), 'total': total})
   position = None if position is None else np.array(position)
-  return Point(meta['stage'], meta['step'], State(*got[:4]), position, pending)
+  state = State(*got[:4])
+  if exp.lora:
+    frozen = weights.model_only(exp.model, weights.initial(exp, mesh))
+    own = {name: x for name, x in state.params.items() if name not in frozen}
+    mine = weights.model_only(exp.model, state.params)
+    state = state._replace(params=weights.whole(exp, mine, frozen) | own)
+  return Point(meta['stage'], meta['step'], state, position, pending, asked(meta, stage))
+
+
+def asked(meta: dict[str, Any], stage: Stage) -> int:
+  """Questions asked; before steps could ask for more of them, `prompts` a rollout."""
+  rollouts = meta['step'] + bool(meta['pending'])
+  return meta.get('asked', rollouts * stage.prompts if isinstance(stage, RL) else 0)
 
 
 def template(exp: Experiment, mesh: jax.sharding.Mesh | None, stage: Stage) -> Saved:
   """Shapes and places of a stage's state, without memory."""
-  boxed = place.abstract(Transformer(exp.model), dummy_inputs(exp.model))
-  params = place.templates(mesh, boxed)
+  params = weights.trained(exp, place.templates(mesh, weights.boxed(exp, stage)))
   opt = place.like_templates(
     mesh, params, jax.eval_shape(optim.make(stage.optimizer, params).init, params)
   )
   step = jax.ShapeDtypeStruct((), 'int32', sharding=place.replicated(mesh))
-  reference = isinstance(stage, RL) and stage.algorithm.beta > 0
-  return Saved(step, params, opt, params if reference else None)
+  reference = weights.model_only(exp.model, params) if keeps_reference(stage) else None
+  return Saved(step, params, opt, reference)
 
 
 def pending_template(
@@ -106,12 +122,16 @@ def pending_template(
   """Shapes and places of a pending batch: structure from the config, sizes from what is held."""
   routes = jax.eval_shape(lambda: empty_routes(cfg, 1, 2))
   one = np.ones((1, 1), np.int32)
-  samples = Samples(one, one, one[0], one[0], jax.tree.map(lambda s: np.zeros(s.shape), routes))
+  routes = jax.tree.map(lambda s: np.zeros(s.shape), routes)
+  support = one[:, :, None] if stage.support == 'replay' else None
+  samples = Samples(one, one, one[0], one[0], routes, support)
   t = Trajectories(one, one[0], samples, [''], [])
   batch = rl_batch(t, np.zeros(1), len(cfg.mtp), stage.routing == 'replay')
   batch = batch._replace(
     ref_BL=one if stage.algorithm.beta else None,
     old_BL=one if stage.algorithm.old == 'recomputed' else None,
+    value_BL=one if isinstance(stage.algorithm, PPO) else None,
+    targets=Targets(one, one) if isinstance(stage.algorithm, PPO) else None,
   )
 
   def shaped(path: str, axis: int) -> jax.ShapeDtypeStruct:

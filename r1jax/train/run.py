@@ -21,9 +21,8 @@ from r1jax.data.mix import Mixture
 from r1jax.data.sources import Source
 from r1jax.engine.engine import Engine
 from r1jax.model.transformer import Transformer
-from r1jax.rewards.outcome import Grade, Outcome
 from r1jax.rewards.pool import Pool
-from r1jax.rollout.collect import Grader
+from r1jax.rollout.grading import Grading
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding import processes
 from r1jax.tasks.make import make as make_task
@@ -55,7 +54,7 @@ class Run:
   tok: Tokenizer
   mesh: jax.sharding.Mesh | None
   engine: Engine
-  grade: Grader
+  grade: Grading | None
   store: Store
   writer: Writer | Mute
   timers: Timers
@@ -65,7 +64,7 @@ class Run:
   profiler: Profiler
   record: dict[str, Any]
   evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  opened: dict[tuple[Mixture, int], list[Source]] = dataclasses.field(default_factory=dict)
+  opened: dict[Any, Any] = dataclasses.field(default_factory=dict)  # see checks.check
   saved: int | None = None  # the newest update in the store, or on its way there
 
   def announce(self, what: str) -> contextlib.AbstractContextManager:
@@ -107,21 +106,6 @@ class Run:
     processes.together(lambda: processes.leader() and write())
 
 
-def shared(grade: Grader) -> Grader:
-  """Every process grades its part of the calls; all know all grades."""
-
-  def split(calls: Any) -> list[Grade]:
-    part = list(calls)[processes.index() :: processes.count()]
-    mine = processes.together(lambda: grade(part))
-    told = processes.exchange([(g.outcome.value, g.reward, g.parts, g.open) for g in mine])
-    grades: list[Any] = [None] * len(calls)
-    for i, part in enumerate(told):
-      grades[i :: len(told)] = [Grade(Outcome(o), *rest) for o, *rest in part]
-    return grades
-
-  return split if processes.count() > 1 else grade
-
-
 def evaluations(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """What a workdir's stages have reached so far."""
   path = workdir / EVALUATIONS
@@ -161,15 +145,16 @@ def build(
   task = None if exp.task is None else make_task(exp.task)
   mesh = meshes.make(exp.mesh)
   mesh = mesh if mesh.size > 1 else None
-  opened: dict[tuple[Mixture, int], list[Source]] = {}
+  opened: dict[Any, Any] = {}
   record = provenance.record() | {'data': checks.check(exp, tok, task, mesh, opened)}
   every = exp.checkpoint
   store = stack.enter_context(Store(workdir / FOLDER, every.keep, every.keep_every))
   checks.same(exp, workdir, store, record['data'])
-  pool = None
+  grade = None
   if task is not None:
     make = functools.partial(make_task, exp.task)
-    pool = stack.enter_context(Pool(make, exp.verifier.workers, exp.verifier.seconds))
+    pool = Pool(make, exp.verifier.workers, exp.verifier.seconds)
+    grade = stack.enter_context(Grading(pool.map, pool.close))
   terminal = (
     sys.stderr if processes.leader() else stack.enter_context(open(os.devnull, 'w'))  # noqa: SIM115
   )
@@ -181,7 +166,7 @@ def build(
     tok=tok,
     mesh=mesh,
     engine=None,
-    grade=shared(pool.map) if pool else None,
+    grade=grade,
     store=store,
     writer=Mute(),
     timers=Timers(),

@@ -12,7 +12,7 @@ from r1jax.sharding import place
 
 
 class State(NamedTuple):
-  """Updates so far, parameters (router bias too), optimizer state, RL's reference or None."""
+  """Updates so far, parameters (router bias too), optimizer state, a frozen reference or None."""
 
   step: jax.Array
   params: Any
@@ -25,9 +25,10 @@ def fresh(
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh | None,
   step: int = 0,
+  trained: Any = None,
 ) -> State:
-  """A state around given parameters, the optimizer's moments placed like them."""
-  opt = place.jit_init(optimizer.init, mesh, params)
+  """A state around given parameters, the optimizer's moments placed like those that it trains."""
+  opt = place.jit_init(optimizer.init, mesh, params if trained is None else trained)
   return State(place.scalar(mesh, np.int32(step)), params, opt)
 
 

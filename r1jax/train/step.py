@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.core import metrics
+from r1jax.core import metrics, tree
 from r1jax.optim import balance
 from r1jax.optim import optimizer as optim
 from r1jax.train.state import State
@@ -66,18 +66,29 @@ def make(
   gamma: float,
   microbatches: int = 1,
   axis: Callable[[Any], Any] = rows_first,
+  trains: Callable[[str], bool] | None = None,
 ) -> Callable[[State, Any], tuple[State, dict[str, metrics.Mean]]]:
-  """The pure step; jit, donation and shardings are applied where it is called."""
+  """The pure step; jit, donation and shardings are applied where it is called.
+
+  trains: which leaves of the parameters have a gradient, by path; None: all, and router biases
+  move. The others stay as they are, biases too.
+  """
 
   def step(state: State, batch: Any) -> tuple[State, dict[str, metrics.Mean]]:
     d = denominators(batch)
+    mine, rest = state.params, None
+    if trains is not None:
+      mine, rest = tree.split(state.params, lambda path, _: trains(path))
+    whole = lambda mine: mine if trains is None else tree.merge(mine, rest)
+    over = lambda mine, part, d: loss(whole(mine), part, d)
     if microbatches == 1:
-      grads, aux = jax.grad(loss, has_aux=True)(state.params, batch, d)
+      grads, aux = jax.grad(over, has_aux=True)(mine, batch, d)
     else:
-      grads, aux = accumulate(loss, state.params, split(batch, microbatches, axis), d)
-    updates, opt = optimizer.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params = balance.apply(params, aux.load, gamma) if aux.load else params
+      grads, aux = accumulate(over, mine, split(batch, microbatches, axis), d)
+    updates, opt = optimizer.update(grads, state.opt, mine)
+    params = whole(optax.apply_updates(mine, updates))
+    if aux.load and trains is None:
+      params = balance.apply(params, aux.load, gamma)
     norm = metrics.scalar(optim.global_norm(grads))
     return State(state.step + 1, params, opt, state.reference), {
       **aux.metrics,

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from r1jax.algos.advantages import Std, group_advantages
-from r1jax.algos.shaping import Overlong, Rank, Raw, Shaping, keep, overlong, ranks, shape
+from r1jax.algos.shaping import (
+  Overlong,
+  Rank,
+  Raw,
+  Shaping,
+  best,
+  keep,
+  overlong,
+  ranks,
+  shape,
+)
 
 GROUPS = hnp.arrays(
   np.float32,
@@ -75,3 +85,24 @@ def test_the_length_counts_before_the_rank():
 def test_a_buffer_longer_than_the_limit_is_refused():
   with pytest.raises(ValueError, match='buffer is 5 and limit 4'):
     Overlong(4, 5)
+
+
+def test_the_best_groups_are_the_kept_ones_then_those_that_lie_furthest_apart():
+  keep_P = np.array([0, 1, 0, 0, 1, 0], bool)
+  spread_P = np.array([0.0, 0.1, 0.5, 0.7, 0.1, 0.5])
+  for count, expected in ((1, [1]), (2, [1, 4]), (3, [1, 3, 4]), (4, [1, 2, 3, 4]), (6, range(6))):
+    assert best(keep_P, spread_P, count).tolist() == list(expected)
+  assert best(np.ones(3, bool), np.zeros(3), 2).tolist() == [0, 1]
+
+
+@given(
+  keep_P=hnp.arrays(np.bool_, 7),
+  spread_P=hnp.arrays(np.int8, 7, elements=st.integers(0, 3)),
+  cut=st.integers(2, 7),
+)
+def test_the_best_of_all_are_the_best_of_the_best_so_far(keep_P, spread_P, cut):
+  """So that a step need not hold on to more groups than it trains on."""
+  first = best(keep_P[:cut], spread_P[:cut], 2)
+  held = np.concatenate([first, np.arange(cut, 7)])
+  again = held[best(keep_P[held], spread_P[held], 2)]
+  np.testing.assert_array_equal(again, best(keep_P, spread_P, 2))

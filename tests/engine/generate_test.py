@@ -7,7 +7,7 @@ import pytest
 
 from r1jax.core import prng
 from r1jax.engine.engine import Engine
-from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.kernels.logprob.truncate import FILLER, Sampling
 from r1jax.model import transformer
 from r1jax.model.config import MLA, Dense, Layer, ModelConfig, MoE
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
@@ -114,6 +114,21 @@ def test_contract_09_any_stop_ends_a_row_and_the_limit_is_no_stop(params, engine
       assert not tokens[n:].any() and not logp[n:].any() and (logp[:n] < 0).all()
       ended_by |= {int(tokens[n - 1])} if stopped else {None}
   assert len(ended_by) > 3 and None in ended_by  # several ids, and the limit too
+
+
+def test_contract_03_samples_carry_the_sets_that_their_tokens_were_drawn_from(params, engine):
+  """The tokens are those of a run that keeps no sets; behind a row's end there is only filler."""
+  sampling = Sampling(0.8, top_k=9, top_p=0.8)
+  made = jax.device_get(engine(params, PROMPTS, LENGTHS, keys(range(B)), sampling, LIMIT, True))
+  plain = jax.device_get(engine(params, PROMPTS, LENGTHS, keys(range(B)), sampling, LIMIT))
+  assert plain.support_BTK is None and made.support_BTK.shape == (B, LIMIT, 9)
+  np.testing.assert_array_equal(made.tokens_BT, plain.tokens_BT)
+  np.testing.assert_allclose(made.logp_BT, plain.logp_BT, atol=1e-5)
+  sizes = (made.support_BTK != FILLER).sum(-1)
+  for b, n in enumerate(made.length_B):
+    assert (made.support_BTK[b, :n] == made.tokens_BT[b, :n, None]).any(-1).all()
+    assert (sizes[b, :n] >= 1).all() and not sizes[b, n:].any()
+  assert len(set(sizes[sizes > 0].tolist())) > 2 and (made.length_B < LIMIT).any()
 
 
 def test_generation_ends_when_all_rows_have(params):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from r1jax.core import prng
-from r1jax.engine.sampling import BLOCK, draw, invert, sample
-from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.engine.sampling import BLOCK, draw, invert, sample, sample_within
+from r1jax.kernels.logprob.truncate import FILLER, Sampling
 
 LOGITS = np.array([1.5, 0.3, -0.2, 1.1, -2.0, 0.8])
 N = 20_000
@@ -43,6 +43,30 @@ def test_frequencies_match_probabilities(sampling, expected):
   chi2 = ((seen - N * expected)[possible] ** 2 / (N * expected)[possible]).sum()
   assert chi2 < {1: 10.8, 2: 13.8, 5: 20.5}[possible.sum() - 1]
   np.testing.assert_allclose(logp, np.log(expected[np.asarray(tokens)]), atol=1e-5)
+
+
+@pytest.mark.parametrize('sampling', [Sampling(0.7, 20, 0.9), Sampling(1.3, 5), Sampling(0.0, 3)])
+def test_drawing_within_a_support_is_drawing_from_the_truncated_distribution(sampling):
+  """The same tokens and log-probabilities, each token in the ids beside it."""
+  logits = jnp.asarray(np.random.default_rng(3).normal(size=(200, 700)).astype('f4') * 2)
+  keys = prng.fold_rows(jax.random.key(2), np.arange(200))
+  both = lambda z, k: (sample(z, k, sampling), sample_within(z, k, sampling))
+  (tokens, logp), (within, found, ids) = jax.jit(both)(logits, keys)
+  np.testing.assert_array_equal(within, tokens)
+  np.testing.assert_allclose(found, logp, atol=1e-6)
+  assert ids.shape == (200, sampling.top_k)
+  assert ((ids == within[:, None]).sum(-1) == 1).all()
+  assert bool((ids == FILLER).any()) == (sampling.top_p < 1)
+
+
+def test_equal_logits_at_the_edge_are_drawn_from_the_support_alone():
+  """Of six equal tokens three are kept: those three come, each a third of the time."""
+  keys = prng.fold_rows(jax.random.key(1), np.arange(N))
+  tokens, logp, ids = sample_within(jnp.zeros((N, 6)), keys, Sampling(top_k=3))
+  seen = np.bincount(tokens, minlength=6)
+  assert (np.asarray(ids) == [0, 1, 2]).all() and not seen[3:].any()
+  assert ((seen[:3] - N / 3) ** 2 / (N / 3)).sum() < 13.8  # χ² of 2 degrees at 0.1 %
+  np.testing.assert_allclose(logp, -np.log(3), rtol=1e-6)
 
 
 def test_greedy_takes_the_most_likely_and_scores_it_at_temperature_1():

@@ -1,4 +1,4 @@
-"""The picture: which panels are drawn from what, and that nothing it lacks stops it."""
+"""Series and how they are drawn: what is read off the axes of a panel is what was measured."""
 
 import subprocess
 import sys
@@ -6,76 +6,54 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from r1jax.eval import curves, report
+from r1jax.eval import curves
+from r1jax.eval.curves import BLACK, BLUE, GREEN, Level, Line, curve, draw, stacked
 
-GRPO_KEYS = ('reward', 'length', 'kl', 'entropy', 'self_checks')
-SFT_ROWS = [{'stage': 'sft', 'step': i, 'loss': 3.0 / i, 'time/train': 1.0} for i in range(1, 30)]
-GRPO_ROWS = [
-  {'stage': 'grpo', 'step': i, 'time/rollout': 2.0, 'time/else': 1.0} | dict.fromkeys(GRPO_KEYS, i)
-  for i in range(1, 3)
-]
-EVALUATIONS = [
-  {'name': 'after SFT', 'stage': 'sft', 'samples': 10, 'correct': 5, 'self_checks': 0.5},
-  {
-    'name': 'after GRPO',
-    'stage': 'grpo',
-    'samples': 10,
-    'correct': 10,
-    'greedy_accuracy': 1.0,
-    'greedy_samples': 4,
-  },
-]
-SFT_TITLES = ['SFT loss', 'Held-out accuracy', 'Where the time goes']
-ALL_TITLES = [
-  'SFT loss',
-  'Reward',
-  'Held-out accuracy',
-  'Completion length',
-  'KL to the reference',
-  'Entropy',
-  'Self-checks',
-  'Where the time goes',
-]
+ROWS = [{'stage': 'grpo', 'step': i, 'x': i / 10, 'y': 1 - i / 10} for i in range(1, 4)]
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-  """Every Figure that is made."""
-  figures = []
-
-  class Kept(Figure):
-    def __init__(self, *args, **kwargs):
-      super().__init__(*args, **kwargs)
-      figures.append(self)
-
-  monkeypatch.setattr(curves, 'Figure', Kept)
-  return figures
+def axes():
+  """Empty axes."""
+  return Figure().add_subplot()
 
 
-@pytest.mark.parametrize(
-  ('rows', 'evaluations', 'titles'),
-  [
-    (SFT_ROWS + GRPO_ROWS, EVALUATIONS, ALL_TITLES),
-    (SFT_ROWS, EVALUATIONS[:1], SFT_TITLES),
-    ([], EVALUATIONS, ['Held-out accuracy']),
-    ([{'stage': 'grpo', 'step': 1, 'reward': None, 'kl': -0.1}], [], ['KL to the reference']),
-    ([], [{'name': 'a', 'stage': 'sft'}], []),
-  ],
-)
-def test_panels_follow_the_data(tmp_path, drawn, rows, evaluations, titles):
-  report.draw(rows, evaluations, tmp_path / 'a.png', 'quickstart · abc')
-  (figure,) = drawn
-  assert [axes.get_title(loc='left') for axes in figure.axes] == titles
-  assert figure.get_suptitle() == 'quickstart · abc'
+def test_curves_have_units_levels_and_names(axes):
+  lines = [Line('x', 'up', BLUE), Line('y', 'down', BLACK), Line('none', 'absent')]
+  curve(ROWS, 'grpo', lines, 'Both', '% share', Level(0.5), zero=True)(axes)
+  assert axes.get_title(loc='left') == 'Both'
+  assert (axes.get_xlabel(), axes.get_ylabel()) == ('GRPO step', 'share')
+  assert axes.yaxis.get_major_formatter()(0.25).endswith(' %') and axes.get_ylim()[0] == 0
+  handles, names = axes.get_legend_handles_labels()
+  assert names == ['up', 'down', 'after SFT']
+  assert handles[0].get_xydata().tolist() == [[1, 0.1], [2, 0.2], [3, pytest.approx(0.3)]]
+  assert [h.get_color() for h in handles] == [BLUE, BLACK, curves.STAGES['sft']]
+
+
+def test_one_line_has_the_colour_of_its_stage_and_no_legend(axes):
+  rows = [{'stage': s, 'step': 1, 'x': -1.0} for s in ('dpo', 'grpo', 'ppo')]
+  curve(rows, 'ppo', [Line('x')], 'One', 'nats', zero=True)(axes)
+  assert {line.get_color() for line in axes.lines} == {curves.OTHERS[1]}
+  assert axes.get_legend() is None and axes.get_ylim()[0] < -1  # zero would hide what is below
+  assert curve(rows, 'ppo', [Line('y')], 'One', 'nats') is None
+
+
+def test_areas_lie_on_each_other_and_add_up(axes):
+  """What a row lacks is 0, what all lack is no area; one step has a width."""
+  lines = [Line('x', 'a', BLUE), Line('z', 'none', BLACK), Line('y', 'b', GREEN)]
+  stacked(ROWS, 'grpo', lines, 'Parts', '% share')(axes)
+  first, second = (patch.get_data() for patch in axes.patches)
+  assert first.edges.tolist() == [0.5, 1.5, 2.5, 3.5]
+  assert first.values.tolist() == second.baseline.tolist() == pytest.approx([0.1, 0.2, 0.3])
+  assert second.values.tolist() == pytest.approx([1.0] * 3)
+  assert axes.get_legend_handles_labels()[1] == ['a', 'b']
+  assert stacked(ROWS, 'sft', lines, 'Parts', '% share') is None
+  assert stacked(ROWS[:1], 'grpo', lines, 'Parts', '% share') is not None
+
+
+def test_a_sheet_without_panels_says_so(tmp_path):
+  draw([], tmp_path / 'a.png')
   assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
-
-
-def test_axes_have_units(tmp_path, drawn):
-  report.draw(SFT_ROWS + GRPO_ROWS, EVALUATIONS, tmp_path / 'a.png')
-  labels = {a.get_title(loc='left'): (a.get_xlabel(), a.get_ylabel()) for a in drawn[0].axes}
-  assert labels['SFT loss'] == ('SFT step', 'nats per token')
-  assert labels['Completion length'] == ('GRPO step', 'tokens')
-  assert labels['Where the time goes'][0] == 'share of the stage'
 
 
 def test_no_pyplot():

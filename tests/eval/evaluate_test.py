@@ -66,11 +66,24 @@ def test_evaluate_measures_sampled_greedy_and_thoughtless_accuracy():
   expected = {'samples': 16, 'correct': 16, 'accuracy': 1.0, 'problems': 8, 'temperature': 1.0}
   expected |= {'greedy_accuracy': 1 / 8, 'greedy_samples': 8, 'no_thought_accuracy': 0.5}
   expected |= {'length': 10.0, 'no_thought_length': 3.0, 'self_checks': 1.0, 'well_formed': 1.0}
+  expected |= {'wrong': 0.0, 'first_correct': 1.0, 'zero_variance': 1.0, 'length/correct': 10.0}
   assert {name: figures[name] for name in expected} == pytest.approx(expected)
+  assert 'length/wrong' not in figures
   assert [s['question'] for s in figures['shown']] == ['0', '1']
   said = '<think>wait</think><answer>0</answer>'
   assert figures['shown'][0] == {'question': '0', 'completion': said, 'outcome': 'correct'}
   assert [shape for shape, *_ in engine.calls] == [(8, 8), (8, 8), (4, 8), (4, 8), (8, 8), (8, 8)]
+
+
+def test_figures_of_few_are_means_over_these_alone():
+  """One batch has no wrong answer: the lengths of wrong ones are those of the other batch."""
+  examples = [Example(f'{"ab"[i // 4]}/{i}', str(i), str(i)) for i in (0, 2, 4, 6, 1, 2, 3, 5)]
+  found = evaluate.run(
+    Engine(), None, TOK, examples, grade, SPEC, samples=1, sampling=Sampling(), thought='none'
+  )
+  assert found.figures['accuracy'] == 5 / 8 and found.figures['length/wrong'] == 3.0
+  by_task = {n: x for n, x in found.figures.items() if n.startswith('task/')}
+  assert by_task == {'task/a/accuracy': 3 / 5, 'task/b/accuracy': 2 / 3}
 
 
 def test_passes_are_run_where_they_are_asked_for():

@@ -1,11 +1,8 @@
-"""The report's figures: intervals against published values, dashes for what is absent."""
+"""The report's figures, its table part by part, dashes for what is absent."""
 
 import json
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
+from r1jax.core.interval import wilson
 from r1jax.eval import report
 
 SFT = {
@@ -38,34 +35,6 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
-  ('k', 'n', 'low', 'high'),
-  [
-    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
-    (81, 263, 0.2553, 0.3662),
-    (15, 148, 0.0624, 0.1605),
-    (0, 20, 0.0, 0.1611),
-    (1, 29, 0.0061, 0.1718),
-  ],
-)
-def test_wilson_known_values(k, n, low, high):
-  assert report.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.integers(0, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_an_interval_around_k_of_n_and_symmetric(kn):
-  k, n = kn
-  low, high = report.wilson(k, n)
-  assert 0 <= low <= high <= 1
-  assert n == 0 or (low <= k / n + 1e-12 and k / n <= high + 1e-12)
-  assert report.wilson(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
-
-
-def test_wilson_refuses_what_is_no_proportion():
-  with pytest.raises(ValueError, match='3 of 2'):
-    report.wilson(3, 2)
-
-
 def test_table():
   assert report.table([SFT, GRPO]).splitlines() == [
     '            accuracy (T=1)    95 % interval  greedy  no chain  length  self-checks  well-formed',  # noqa: E501
@@ -92,12 +61,52 @@ def test_table_of_little():
   assert lines[3].split()[2:5] == ['–', '–', '50.0']
 
 
+ZERO = SFT | {'wrong': 0.4, 'unparseable': 0.1, 'length/correct': 20.0, 'zero_variance': 0.75}
+MIXED = GRPO | {'wrong': 0.25, 'first_correct': 0.755, 'early_correct': 0.5, 'timeout': 0.0}
+
+
+def test_the_second_part_is_about_what_was_written():
+  """Languages only where there are two; a task alone is the whole."""
+  mixed = MIXED | {'language/zh': 0.02, 'language/en': 0.98, 'language/ko': 0.0}
+  first, second, third = report.table([ZERO | {'language/en': 1.0}, mixed | TASKS]).split('\n\n')
+  assert first == report.table([SFT, GRPO])
+  title, rule, *rows, end, note, more = second.splitlines()
+  names = ['wrong', 'unparseable', 'timeout', 'length if correct', 'gold at', 'early', 'undecided']
+  assert title.split() == ' '.join([*names, 'languages']).split() and rule == end
+  assert rows[0].split()[2:] == ['40.0', '%', '10.0', '%', '–', '20.0', '–', '–', '25.0', '%', '–']
+  cells = ['25.0', '%', '–', '0.0', '%', '–', '75.5', '%', '50.0', '%', '–']
+  assert rows[1].split()[2:] == [*cells, 'en', '98', '%,', 'zh', '2', '%,', 'ko', '0', '%']
+  assert f'{note} {more}'.split('; ')[1] == 'early: before the last tenth'
+  assert [line.split() for line in third.splitlines()[::2]] == [
+    ['primes', 'sums'],
+    ['after', 'GRPO', '10.0', '%', '90.0', '%'],
+  ]
+
+
+TASKS = {'task/sums/accuracy': 0.9, 'task/primes/accuracy': 0.1}
+
+
+def test_the_part_about_preferences_has_the_rows_that_judge():
+  judge = {'name': 'after REWARD', 'stage': 'reward', 'preference_correct': 81, 'margin': 1.25}
+  judge |= {'preference_pairs': 263, 'calibration_error': 0.031, 'solved': 0.5, 'agreement': 0.31}
+  text = report.table([SFT, judge])
+  part = text.split('\n\n')[1].splitlines()
+  assert ' '.join(part[2].split()) == (
+    'after REWARD 30.8 % 25.5 % – 36.6 % 31.0 % +1.25 3.1 % 50.0 %'
+  )
+  assert part[4].startswith('preferences: held-out pairs in order; agreement')
+  assert len(part) == 6 and max(map(len, part)) <= 120
+  assert report.table([judge]) == '\n'.join(part)  # no part without cells
+  made = report.summary([], [judge])['evaluations'][0]
+  assert made['preference_interval'] == wilson(81, 263)
+
+
 def test_summary():
   later = [SFT | {'name': 'more SFT', 'correct': 600}, GRPO | {'name': 'no chain', 'correct': 9}]
   made = report.summary(ROWS, [SFT, GRPO, *later], {'name': 'quickstart'})
   assert made['name'] == 'quickstart' and made['gain_points'] == 25.0
   assert [e['accuracy'] for e in made['evaluations'][:2]] == [0.5, 0.75]
-  assert made['evaluations'][1]['interval'] == report.wilson(768, 1024)
+  assert made['evaluations'][1]['interval'] == wilson(768, 1024)
   assert made['evaluations'][1]['self_checks_beyond_sft'] == 0.25
   assert made['stages'] == {
     'sft': {'steps': 2, 'tokens_per_s': 200.0, 'seconds': {'train': 3.0}},

@@ -124,6 +124,7 @@ def test_the_scan_is_the_blocks_one_by_one(params, done):
   x_BLD = params['embedding'][TOKENS]
   for i, spec in enumerate(CFG.layers):
     x_BLD = apply(spec, tree.layer(params, table, i), x_BLD)
+    assert_close(x_BLD, transformer.stream(done[0], CFG, i))
   x_BLD /= jnp.sqrt(jnp.mean(x_BLD**2, -1, keepdims=True) + CFG.eps)
   assert_close(x_BLD * params['final_scale'], done[0].x_BLD)
 
@@ -142,6 +143,35 @@ def test_a_stack_hands_on_what_its_layers_give(done):
     'mtp0/block/mlp/router/bias': ((8,), tokens),
   }
   assert out.cache is None
+
+
+@pytest.mark.parametrize('layer', [-1, len(CFG.layers)])
+def test_a_stream_behind_no_layer_is_refused(done, layer):
+  with pytest.raises(ValueError, match=f'layer {layer} of 5; expected 0 … 4'):
+    transformer.stream(done[0], CFG, layer)
+
+
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_streams_that_nobody_reads_cost_no_memory(remat):
+  """Forward: the bytes of a model of twice the layers are those of one; a gradient has its own."""
+  layer = Layer(GQA(2, 1, 8), Dense(16))
+
+  def temporaries(layers, read):
+    cfg = ModelConfig(8, 8, (layer,) * layers, remat=remat)
+    shapes = placement.templates(
+      None, placement.abstract(Transformer(cfg), transformer.dummy_inputs(cfg))
+    )
+
+    def run(params, ids_BL):
+      out = Transformer(cfg).apply({'params': params}, Inputs(ids_BL, ids_BL, ids_BL))
+      return out.x_BLD, [transformer.stream(out, cfg, i) for i in read]
+
+    ids_BL = jax.ShapeDtypeStruct((4, 256), 'i4')
+    return jax.jit(run).lower(shapes, ids_BL).compile().memory_analysis().temp_size_in_bytes
+
+  stream = 4 * 4 * 256 * 8
+  assert temporaries(64, ()) < temporaries(32, ()) + stream
+  assert temporaries(64, (3,)) > temporaries(64, ()) + 32 * stream
 
 
 def test_routing_of_a_dense_model_is_empty():

@@ -20,6 +20,7 @@ from r1jax.tasks.task import Example
 
 TASK = r"""
 import ctypes, os, re, subprocess, sys, time
+from r1jax.core.errors import UserError
 from r1jax.tasks.file import from_functions
 from r1jax.tasks.task import Example
 
@@ -34,6 +35,8 @@ def grade(example, answer):
     case 'memory': bytearray(1 << 40)
     case 'raise': raise RuntimeError('no')
     case 'leave': sys.exit(1)
+    case 'mistake': raise UserError('the table\nis missing')
+    case 'nan': return float('nan')
     case 'wrong type': return 'yes'
     case 'modules': return float('jax' not in sys.modules)
     case 'child':
@@ -126,7 +129,7 @@ def test_contract_16_a_hang_costs_its_limit_and_is_a_timeout(pool, trouble):
   assert_only_workers_of(pool)
 
 
-@pytest.mark.parametrize('trouble', ['exit', 'segfault', 'memory', 'raise', 'leave', 'wrong type'])
+@pytest.mark.parametrize('trouble', ['exit', 'segfault', 'memory', 'raise', 'leave'])
 def test_contract_16_a_crash_costs_one_item(pool, trouble):
   grades = pool.map([call('x')] * 20 + [call(trouble)] + [call('x')] * 20)
   assert (grades[20].outcome, grades[20].reward, grades[20].parts) == (
@@ -136,6 +139,75 @@ def test_contract_16_a_crash_costs_one_item(pool, trouble):
   )
   assert all(g.outcome is Outcome.CORRECT for g in grades[:20] + grades[21:])
   assert_only_workers_of(pool)
+
+
+@pytest.mark.parametrize(
+  'trouble, said',
+  [
+    ('mistake', 'the table is missing'),
+    ('nan', 'task trouble: grade gave nan; expected a bool'),
+    ('wrong type', "task trouble: grade gave 'yes'; expected a bool"),
+  ],
+)
+def test_a_mistake_of_the_task_is_an_error_of_the_caller_in_one_line(pool, trouble, said):
+  """It would make every grade worthless: no crash of one item. The pool goes on."""
+  with pytest.raises(UserError, match=said) as caught:
+    pool.map([call('x')] * 20 + [call(trouble)] + [call('x')] * 20)
+  assert '\n' not in str(caught.value) and 'while grading Example(' in str(caught.value)
+  assert [g.outcome for g in pool.map([call('x'), call('y')])] == [Outcome.CORRECT, Outcome.WRONG]
+  assert_only_workers_of(pool)
+
+
+def test_a_binary_ends_with_the_mistake_and_a_bad_exit(build):
+  code = (
+    'import functools\n'
+    'from r1jax.bin import flags\n'
+    'from r1jax.rewards.pool import Pool\n'
+    'from r1jax.tasks.file import File\n'
+    'from r1jax.tasks.make import make\n'
+    'from r1jax.tasks.task import Example\n'
+    'def main(overrides):\n'
+    f'  with Pool(functools.partial(make, {build.args[0]!r}), workers=1) as pool:\n'
+    "    pool.map([(Example('', ''), '<think></think><answer>mistake</answer>')])\n"
+    "flags.run(main, ['main'])\n"
+  )
+  ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert ended.returncode == 2, ended.stderr
+  [line] = ended.stderr.splitlines()
+  assert line.startswith('error: the table is missing (while grading Example(')
+
+
+OWN = """
+import dataclasses
+from r1jax.tasks.task import Example, Grade, Outcome
+
+@dataclasses.dataclass
+class Own:
+  name: str = 'own'
+  def examples(self, split, start, count): return [Example('', '')] * count
+  def grade(self, example, completion):
+    return completion and Grade(Outcome.WRONG, float(completion))
+
+def task():
+  return Own()
+"""
+
+
+@pytest.mark.parametrize(
+  'text, said',
+  [
+    ('nan', 'the reward nan; expected a finite number'),
+    ('inf', 'the reward inf; expected a finite number'),
+    ('', "gave ''; expected a Grade"),
+  ],
+)
+def test_what_is_no_grade_is_an_error_of_any_task(tmp_path, text, said):
+  path = tmp_path / 'own.py'
+  path.write_text(OWN)
+  with Pool(functools.partial(make, File(str(path))), workers=1) as pool:
+    assert pool.map([(Example('', ''), '0.5')])[0].reward == 0.5
+    with pytest.raises(UserError, match=said):
+      pool.map([(Example('', ''), text)])
 
 
 def test_contract_16_many_troubles_in_one_batch(pool):

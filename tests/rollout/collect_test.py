@@ -1,4 +1,4 @@
-"""Prompts, keys and telemetry of a rollout; the engine is a stub that remembers its orders."""
+"""Prompts, keys and grades of a rollout; the engine is a stub that remembers its orders."""
 
 import dataclasses
 
@@ -11,7 +11,8 @@ from r1jax.core.errors import UserError
 from r1jax.engine.generate import Samples
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rollout import collect
-from r1jax.rollout.collect import Limits
+from r1jax.rollout.collect import Limits, Trajectories
+from r1jax.tasks.file import from_functions
 from r1jax.tasks.task import Example, Grade, Outcome
 from r1jax.tokenizers.byte import ByteTokenizer
 
@@ -92,30 +93,35 @@ def test_contract_09_a_completion_that_was_cut_has_no_answer_unless_something_cl
   assert found == [grades[0], cut, closed]
 
 
-def test_telemetry_figures():
-  texts = [
-    '<think>wait, hmm: 3</think><answer>3</answer>',
-    '<think>4</think><answer>4</answer>',
-    'nonsense, wait',
-    '<think>actually',
-  ]
-  grades = [
-    Grade(Outcome.CORRECT, 1.5, {'accuracy': 1.0, 'format': 1.0}),
-    Grade(Outcome.WRONG, 0.5, {'accuracy': 0.0, 'format': 1.0}),
-    Grade(Outcome.UNPARSEABLE, 0.0, {'accuracy': 0.0, 'format': 0.0}),
-    Grade(Outcome.TIMEOUT, 0.0, {'timeout': 1.0}),
-  ]
-  made = samples([[1] * 4, [1] * 2, [1] * 8, [1] * 8], stopped=[True, True, True, False])
-  assert collect.telemetry(made, texts, grades) == {
-    'reward': 0.5,
-    'accuracy': 0.25,
-    'unparseable': 0.25,
-    'timeout': 0.25,
-    'length': 5.5,
-    'truncated': 0.25,
-    'self_checks': 0.5,
-    'well_formed': 0.5,
-    'part/accuracy': 0.25,
-    'part/format': 0.5,
-    'part/timeout': 0.25,
-  }
+def numbered(first, n, support):
+  """Rows whose every array says which row it is."""
+  row = np.arange(first, first + n)
+  wide = row[:, None] * np.ones((1, 3), int)
+  ids = np.tile(row[:, None, None], (1, 3, 2)) if support else None
+  made = Samples(
+    wide, wide * 0.5, row, row % 2 > 0, ((None, np.tile(row[:, None, None], (2, 1, 4, 1))),), ids
+  )
+  texts, grades = [str(i) for i in row], [Grade(Outcome.WRONG, float(i)) for i in row]
+  return Trajectories(wide, row, made, texts, grades)
+
+
+@pytest.mark.parametrize('support', [False, True])
+def test_rows_are_joined_and_taken_in_every_part(support):
+  both = collect.join(numbered(0, 3, support), numbered(3, 2, support))
+  jax.tree.map(np.testing.assert_array_equal, both[:3], numbered(0, 5, support)[:3])
+  assert both[3:] == numbered(0, 5, support)[3:]
+  got = collect.take(both, np.array([1, 2, 3]))
+  jax.tree.map(np.testing.assert_array_equal, got[:3], numbered(1, 3, support)[:3])
+  assert got[3:] == numbered(1, 3, support)[3:]
+  assert collect.count(got) == 2 * (1 + 2 + 3)
+
+
+def test_a_task_regrades_its_groups_one_by_one_and_with_lengths_in_tokens():
+  shorter = lambda samples: [float(s.length == min(t.length for t in samples)) for s in samples]
+  make = lambda seed: Example('', str(seed))
+  grades = [Grade(Outcome.WRONG, float(i)) for i in range(4)]
+  args = (grades, ['', '', '', ''], 2, [5, 4, 9, 9])
+  found = collect.regraded(from_functions('t', make, None, group={'s': (0.5, shorter)}), *args)
+  assert [g.reward for g in found] == [0, 1.5, 2.5, 3.5]
+  assert [g.parts for g in found] == [{'s': v} for v in (0, 1, 1, 1)]
+  assert collect.regraded(object(), *args) == grades

@@ -21,10 +21,11 @@ from r1jax.optim import optimizer as optim
 from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant
 from r1jax.rollout.collect import Limits
+from r1jax.rollout.grading import Grading
 from r1jax.tasks.file import File, from_functions
 from r1jax.tasks.task import Example, Grade, Outcome
 from r1jax.tokenizers.byte import ByteTokenizer
-from r1jax.train import stages
+from r1jax.train import reinforce, stages
 from r1jax.train import state as states
 from r1jax.train.experiment import Experiment
 from r1jax.train.point import Point
@@ -65,7 +66,7 @@ def run_of(stage):
     tok=tok,
     mesh=None,
     engine=None,
-    grade=grade,
+    grade=Grading(grade),
     store=None,
     writer=None,
     timers=Timers(),
@@ -122,7 +123,7 @@ def test_grpo_reward_rises():
     prompts=8,
     limits=Limits(prompt=8, completion=2),
   )
-  figures = learn(stages.run_rl, stage)
+  figures = learn(reinforce.run_rl, stage)
   reward = [f['reward'] for f in figures]
   assert reward[0] < 0.25 and np.mean(reward[-3:]) > 0.8
   assert max(f['sampled_difference'] for f in figures) < 1e-4

@@ -16,6 +16,7 @@ from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant
 from r1jax.rollout.collect import Limits
+from r1jax.rollout.grading import Grading
 from r1jax.tasks.file import File, load
 from r1jax.tokenizers.byte import ByteTokenizer
 from r1jax.train import provenance
@@ -104,7 +105,7 @@ def bare():
       tok=tok,
       mesh=mesh,
       engine=None,
-      grade=grade or (lambda calls: [task.grade(*call) for call in calls]),
+      grade=Grading(grade or (lambda calls: [task.grade(*call) for call in calls])),
       store=None,
       writer=None,
       timers=Timers(),

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from r1jax.checkpoint.store import FOLDER, Damaged, Store
+from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.optim import optimizer as optim
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.task import Grade, Outcome
-from r1jax.train import points, stages
+from r1jax.train import points, reinforce
 from r1jax.train import state as states
 from r1jax.train.point import Point
 
@@ -30,11 +31,10 @@ def rollout(exp, bare, point, mesh=None):
   grade = lambda calls: [Grade(Outcome.WRONG, len(text) % 3 / 2, {}) for _, text in calls]
   run = bare(exp, mesh, grade)
   state = point.state._replace(reference=states.copy(point.state.params))
-  t = stages.rollout(run, stage, state.params, 0)
-  score = stages.scorer(run, 'score', stage.sampling)
-  pending = stages.prepare(run, stage, state, t, score, score)
+  t = reinforce.rollout(run, stage, state.params, 0, 0)
+  pending = reinforce.prepare(run, stage, state, t, reinforce.comparison(run, stage))
   pending = pending._replace(done=1, total={'loss': (0.1, 1.0)})
-  return dataclasses.replace(point, state=state, pending=pending)
+  return dataclasses.replace(point, state=state, pending=pending, asked=t.asked)
 
 
 def same(a, b):
@@ -48,20 +48,36 @@ def stored(exp, mesh, point, folder):
   return store
 
 
-@pytest.mark.parametrize('old', ['sampled', 'recomputed'])
-def test_a_point_with_a_rollout_comes_back_whole(experiment, bare, tmp_path, old):
+@pytest.mark.parametrize(
+  'old, more',
+  [
+    ('sampled', {}),
+    ('recomputed', {}),
+    ('sampled', {'support': 'replay', 'sampling': Sampling(0.7, 20, 0.9)}),
+  ],
+)
+def test_a_point_with_a_rollout_comes_back_whole(experiment, bare, tmp_path, old, more):
   """Arrays, counters, figures: what a step's remaining updates need."""
   sft, rl = experiment.stages
-  rl = dataclasses.replace(rl, algorithm=dataclasses.replace(rl.algorithm, old=old))
+  rl = dataclasses.replace(rl, algorithm=dataclasses.replace(rl.algorithm, old=old), **more)
   exp = dataclasses.replace(experiment, stages=(sft, rl))
   point = rollout(exp, bare, fresh(exp, 1))
   store = stored(exp, None, point, tmp_path)
   got = points.restore(exp, None, store, 4)
-  assert (got.stage, got.step, got.position) == (1, 0, None)
+  assert (got.stage, got.step, got.position, got.asked) == (1, 0, None, 4)
   assert got.pending._replace(batch=None) == point.pending._replace(batch=None)
   same(got.state, point.state)
   same(got.pending.batch, point.pending.batch)
   assert (got.pending.batch.old_BL is None) == (old == 'sampled')
+  assert (got.pending.batch.support_BLK is None) == (not more)
+
+
+def test_points_of_before_refill_have_asked_what_their_rollouts_did(experiment):
+  sft, rl = experiment.stages
+  for pending, rollouts in ((None, 3), ({}, 3), ({'done': 1}, 4)):
+    meta = {'step': 3, 'pending': pending}
+    assert points.asked(meta, rl) == rollouts * rl.prompts
+    assert points.asked(meta, sft) == 0 and points.asked(meta | {'asked': 7}, rl) == 7
 
 
 def test_a_point_moves_to_another_mesh(experiment, bare, tmp_path):

@@ -7,9 +7,13 @@ import pytest
 
 from r1jax.algos.grpo import GRPO
 from r1jax.algos.surrogate import ConstantLength, SequenceMean, TokenMean
+from r1jax.core import config
 from r1jax.data.batch import Row, batch
+from r1jax.engine.generate import Samples
 from r1jax.kernels.logprob.truncate import Sampling
+from r1jax.rollout.collect import Trajectories
 from r1jax.rollout.trajectory import RLBatch
+from r1jax.tasks.task import Grade, Outcome
 from r1jax.train import rl
 
 EOS = 264
@@ -59,9 +63,78 @@ def test_the_batch_axis_of_routes_is_the_second(data):
   assert rl.batch_axis(data).routes is None
 
 
-def test_the_reference_is_not_truncated(experiment):
+def test_the_reference_is_not_truncated_by_its_own_logits(experiment):
+  """Whole, or over the replayed sets, which the policy's own program reads."""
   stage = dataclasses.replace(experiment.stages[1], sampling=Sampling(0.7, 20, 0.9))
   assert rl.reference_sampling(stage) == Sampling(0.7)
+  stage = dataclasses.replace(stage, support='replay')
+  assert rl.reference_sampling(stage) == stage.sampling
+
+
+@pytest.mark.parametrize(
+  'sampling, said',
+  [
+    (Sampling(0.7, top_p=0.9), 'set sampling.top_k to the most tokens that one may have'),
+    (Sampling(0.7), "keeps every token: there is no set to replay.*or support='own'"),
+  ],
+)
+def test_replaying_a_support_needs_a_largest_size(experiment, sampling, said):
+  with pytest.raises(ValueError, match=said):
+    dataclasses.replace(experiment.stages[1], sampling=sampling, support='replay')
+
+
+def test_replay_and_refill_are_set_on_the_command_line(experiment):
+  made = config.override_all(
+    experiment,
+    [
+      ('stages[1].sampling.top_k', '20'),
+      ('stages[1].support', 'replay'),
+      ('stages[1].refill.rollouts', '3'),
+      ('stages[1].refill.by', 'reward'),
+    ],
+  )
+  stage = made.stages[1]
+  assert (stage.support, stage.refill) == ('replay', rl.Refill(3, 'reward'))
+  assert config.from_dict(type(made), config.to_dict(made)) == made
+  with pytest.raises(config.ConfigError, match=r'refill\.rollouts is -1'):
+    config.override(experiment, 'stages[1].refill.rollouts', '-1')
+  with pytest.raises(config.ConfigError, match="support='replay', but the sampling keeps"):
+    config.override(experiment, 'stages[1].support', 'replay')
+
+
+def graded(*groups):
+  """Trajectories of one token each; a group is its samples' (outcome, reward)."""
+  grades = [Grade({'c': Outcome.CORRECT, 'w': Outcome.WRONG, 'u': Outcome.UNPARSEABLE}[o], r)
+            for group in groups for o, r in group]  # fmt: skip
+  number = np.arange(len(grades))
+  ones = np.ones(len(grades), int)
+  samples = Samples(number[:, None], -ones[:, None], ones, ones > 0, ())
+  return Trajectories(number[:, None], ones, samples, [str(i) for i in number], grades)
+
+
+ALIKE = [('c', 1.0)] * 4
+LOST = [('w', 0.0), ('u', 0.0), ('w', 0.0), ('w', 0.0)]
+MIXED = [('c', 1.0), ('w', 0.0), ('u', 0.0), ('c', 1.0)]
+DEGREE = [('w', 0.1), ('w', 0.6), ('w', 0.1), ('w', 0.1)]
+LITTLE = [('c', 1.0), ('w', 0.9), ('c', 1.0), ('c', 1.0)]
+
+
+@pytest.mark.parametrize(
+  'by, kept',
+  [('outcome', [0, 0, 1, 0, 1]), ('reward', [0, 0, 1, 1, 1])],
+)
+def test_contract_10_groups_are_kept_by_outcome_or_by_reward(experiment, by, kept):
+  stage = dataclasses.replace(experiment.stages[1], refill=rl.Refill(1, by))
+  keep, spread = rl.judged(graded(ALIKE, LOST, MIXED, DEGREE, LITTLE), stage)
+  assert keep.tolist() == [bool(k) for k in kept]
+  np.testing.assert_allclose(spread, [0, 0, 1, 0.5, 0.1], rtol=1e-5)
+
+
+def test_chosen_groups_are_whole_and_in_the_order_of_asking(experiment):
+  stage = dataclasses.replace(experiment.stages[1], prompts=4, refill=rl.Refill(1))
+  t = rl.chosen(graded(ALIKE, LITTLE, LOST, LOST, DEGREE, MIXED), stage)
+  rows = [i for g in (0, 1, 4, 5) for i in range(4 * g, 4 * g + 4)]
+  assert t.texts == [str(i) for i in rows] and t.prompts_BP[:, 0].tolist() == rows
 
 
 def test_rollouts_split_evenly(experiment):

@@ -9,10 +9,8 @@ import pytest
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core import files
 from r1jax.core.errors import UserError
-from r1jax.rewards.outcome import Grade, Outcome
 from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.file import File
-from r1jax.train import run as runs
 from r1jax.train.point import Point
 from r1jax.train.run import open_run
 from r1jax.train.state import State
@@ -42,17 +40,3 @@ def test_save_keeps_what_going_on_needs(experiment, bare, tmp_path):
   assert (meta['stage'], meta['step'], meta['position']) == (0, 4, [[3, 1, 9, 0]])
   assert meta['provenance']['versions']['jax'] == jax.__version__
   assert files.plain(meta['experiment'])['name'] == 'tiny'
-
-
-def test_every_process_grades_its_part_and_knows_all(monkeypatch):
-  """As process 1 of 3; what the others say is made up."""
-  monkeypatch.setattr(runs.processes, 'count', lambda: 3)
-  monkeypatch.setattr(runs.processes, 'index', lambda: 1)
-  monkeypatch.setattr(runs.processes, 'together', lambda what: what())
-  others = lambda mine: [[('wrong', 0.0, {}), ('wrong', 3.0, {})], mine, [('timeout', 2.0, {})]]
-  monkeypatch.setattr(runs.processes, 'exchange', others)
-  grade = lambda calls: [Grade(Outcome.CORRECT, float(c), {'a': 1.0}) for c in calls]
-  grades = runs.shared(grade)([0, 1, 2, 3])
-  assert [g.reward for g in grades] == [0.0, 1.0, 2.0, 3.0]
-  assert [g.outcome.value for g in grades] == ['wrong', 'correct', 'timeout', 'wrong']
-  assert grades[1].parts == {'a': 1.0}

@@ -125,7 +125,7 @@ def rewards(t):
 
 
 def prepared(t, cfg, stage, params, replay=True):
-  """The batch as stages.prepare makes it, on one device."""
+  """The batch as reinforce.prepare makes it, on one device."""
   groups = jnp.asarray(rewards(t)).reshape(-1, 4)
   advantage_B = np.asarray(group_advantages(groups, stage.algorithm.scale)).reshape(-1)
   b = rl_batch(t, advantage_B, len(cfg.mtp), replay)

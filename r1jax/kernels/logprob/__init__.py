@@ -3,20 +3,23 @@
     logp_t = z_t[y_t] − logsumexp z_t,   z = truncate(x W / temperature)
     entropy_t = logsumexp z_t − Σ_v p_tv z_tv
 
-Tokens go through in chunks; each chunk's logits live only while it is computed, and again when its
-gradient is (recomputed, not kept). Memory: chunk·V fp32 in place of B·T·V; flops: 2·T·D·V forward,
-three times that again with the gradient. Temperature, top-k and top-p are the sampler's own, so
-that a trainer scores the distribution that was sampled from. The gradient treats the kept set as
-constant.
+or z = restrict(x W / temperature, S_t) where the sampler's kept sets S_t are given. Tokens go
+through in chunks; each chunk's logits live only while it is computed, and again when its gradient
+is (recomputed, not kept). Memory: chunk·V fp32 in place of B·T·V; flops: 2·T·D·V forward, three
+times that again with the gradient. Temperature, top-k and top-p are the sampler's own, so that a
+trainer scores the distribution that was sampled from. The gradient treats the kept set as constant.
+A given set is its ids, 4·K bytes a token (K 64 at 512 × 32,768 tokens: 4.3 GB over all devices);
+as a mask over V it lives no longer than its chunk's logits.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from r1jax.kernels.logprob.truncate import Sampling, truncate
+from r1jax.kernels.logprob.truncate import Sampling, restrict, truncate
 
 T = TypeVar('T')
 
@@ -41,9 +44,21 @@ def logprobs(
   targets_BL: jax.Array,
   sampling: Sampling = Sampling(),
   chunk: int = 1024,
+  support_BLK: jax.Array | None = None,
 ) -> LogProbs:
-  """Log-probability of each target under softmax(x W / temperature), truncated as in sampling."""
-  return _chunked(lambda z_CV, y_C: score(z_CV, y_C, sampling), x_BLD, w_DV, targets_BL, chunk)
+  """Log-probability of each target under softmax(x W / temperature), truncated as in sampling.
+
+  support_BLK: what `truncate.support` kept where the tokens were sampled; it takes the place of
+  top-k and top-p. A token whose ids are all FILLER (of a prompt) is scored over the vocabulary.
+  """
+  if support_BLK is None:
+    return chunked(lambda z_CV, y_C: score(z_CV, y_C, sampling), x_BLD, w_DV, targets_BL, chunk)
+
+  def replayed(z_CV: jax.Array, beside: tuple[jax.Array, jax.Array]) -> LogProbs:
+    y_C, ids_CK = beside
+    return picked(restrict(z_CV, ids_CK, sampling.temperature), y_C)
+
+  return chunked(replayed, x_BLD, w_DV, (targets_BL, support_BLK), chunk)
 
 
 def likelihoods(
@@ -55,39 +70,46 @@ def likelihoods(
     picked_C = jnp.take_along_axis(z_CV, y_C[:, None], axis=-1)[:, 0]
     return Likelihoods(picked_C - jax.nn.logsumexp(z_CV, -1), jnp.argmax(z_CV, -1) == y_C)
 
-  return _chunked(one, x_BLD, w_DV, targets_BL, chunk)
+  return chunked(one, x_BLD, w_DV, targets_BL, chunk)
 
 
-def _chunked(
-  f: Callable[[jax.Array, jax.Array], T],
-  x_BLD: jax.Array,
-  w_DV: jax.Array,
-  targets_BL: jax.Array,
-  chunk: int,
+def chunked(
+  f: Callable[[jax.Array, Any], T], x_BLD: jax.Array, w_DV: jax.Array, beside: Any, chunk: int
 ) -> T:
-  """f(logits_CV, targets_C) of `chunk` tokens at a time; its results have the targets' shape."""
-  D = x_BLD.shape[-1]
-  tokens = targets_BL.size
+  """f(logits_CV, beside_C) of `chunk` tokens at a time, for results [B, L, …].
+
+  beside: a tree of arrays [B, L, …], of which f takes the chunk's part.
+  """
+  *BL, _ = x_BLD.shape
+  tokens = math.prod(BL)
   chunk = min(chunk, tokens)
   pad = -tokens % chunk
-  x_nCD = jnp.pad(x_BLD.reshape(tokens, D), ((0, pad), (0, 0))).reshape(-1, chunk, D)
-  y_nC = jnp.pad(targets_BL.reshape(tokens), (0, pad)).reshape(-1, chunk)
+
+  def cut(a: jax.Array) -> jax.Array:
+    rest = a.shape[len(BL) :]
+    padding = ((0, pad), *((0, 0),) * len(rest))
+    return jnp.pad(a.reshape(tokens, *rest), padding).reshape(-1, chunk, *rest)
 
   @jax.checkpoint
-  def one(_: None, xy: tuple[jax.Array, jax.Array]) -> tuple[None, T]:
-    x_CD, y_C = xy
+  def one(_: None, given: tuple[jax.Array, Any]) -> tuple[None, T]:
+    x_CD, beside_C = given
     logits_CV = jnp.einsum(
       'CD,DV->CV', x_CD, w_DV.astype(x_CD.dtype), preferred_element_type=jnp.float32
     )
-    return None, f(logits_CV, y_C)
+    return None, f(logits_CV, beside_C)
 
-  out = jax.lax.scan(one, None, (x_nCD, y_nC))[1]
-  return jax.tree.map(lambda a: a.reshape(-1)[:tokens].reshape(targets_BL.shape), out)
+  out = jax.lax.scan(one, None, jax.tree.map(cut, (x_BLD, beside)))[1]
+  whole = lambda a: a.reshape(-1, *a.shape[2:])[:tokens].reshape(*BL, *a.shape[2:])
+  return jax.tree.map(whole, out)
 
 
 def score(logits_CV: jax.Array, targets_C: jax.Array, sampling: Sampling) -> LogProbs:
   """LogProbs of targets under truncated, tempered logits; −inf outside the kept set."""
-  z_CV = truncate(logits_CV, sampling)
+  return picked(truncate(logits_CV, sampling), targets_C)
+
+
+def picked(z_CV: jax.Array, targets_C: jax.Array) -> LogProbs:
+  """LogProbs of targets under softmax(z)."""
   lse_C = jax.nn.logsumexp(z_CV, axis=-1)
   # A selection, for the gradient of a gather is a scatter into V zeros a token.
   target_CV = jnp.arange(z_CV.shape[-1]) == targets_C[:, None]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.kernels.logprob.truncate import Sampling, truncate
+from r1jax.kernels.logprob.truncate import FILLER, Sampling, restrict, support, truncate
 
 LOGITS = np.log([[0.5, 0.25, 0.125, 0.125]]).astype('f4')
 
@@ -62,3 +62,37 @@ def test_the_kept_set_is_constant_under_the_gradient():
 def test_impossible_settings_are_refused(bad):
   with pytest.raises(ValueError, match='need temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; got'):
     Sampling(**bad)
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+  seed=st.integers(0, 999),
+  p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+  k=st.sampled_from([1, 3, 11, 20]),
+)
+def test_the_support_is_the_kept_set_and_replays_it_on_other_logits(seed, p, k):
+  z_CV = jnp.asarray(np.random.default_rng(seed).normal(size=(3, 11)).astype('f4') * 3)
+  sampling = Sampling(0.7, k, p)
+  own, ids = np.asarray(truncate(z_CV, sampling)), np.asarray(support(z_CV, sampling))
+  assert ids.shape == (3, min(k, 11)) and ids.dtype == np.int32
+  np.testing.assert_array_equal(restrict(z_CV, ids, 0.7), own)
+  for row, own_V in zip(ids, own):
+    n = np.isfinite(own_V).sum()
+    assert row[:n].tolist() == np.argsort(-own_V)[:n].tolist() and (row[n:] == FILLER).all()
+  other = restrict(-z_CV, ids, 0.7)
+  np.testing.assert_array_equal(np.isfinite(other), np.isfinite(own))
+
+
+def test_a_support_never_has_more_than_k():
+  ids = support(jnp.asarray(LOGITS), Sampling(top_k=3))
+  assert ids.tolist() == [[0, 1, 2]]  # of the two last, equal ones the first
+  assert np.isfinite(truncate(jnp.asarray(LOGITS), Sampling(top_k=3))).sum() == 4
+  with pytest.raises(ValueError, match='a kept set of bounded size needs top_k > 0'):
+    support(jnp.asarray(LOGITS), Sampling(top_p=0.9))
+
+
+def test_fillers_alone_restrict_nothing():
+  ids = jnp.array([[FILLER, FILLER], [2, FILLER]])
+  z = restrict(jnp.asarray(LOGITS).repeat(2, 0), ids, 0.5)
+  np.testing.assert_array_equal(np.isfinite(z), [[1, 1, 1, 1], [0, 0, 1, 0]])
+  np.testing.assert_array_equal(z[0], LOGITS[0] / 0.5)

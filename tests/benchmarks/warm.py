@@ -1,0 +1,15 @@
+"""A config without its cold start, for --config.init: several runs then share one.
+
+python -m r1jax.bin.train --config=tests/benchmarks/warm.py:configs/ppo.py --config.init=runs/base
+"""
+
+import dataclasses
+
+from r1jax.bin.flags import load_config
+from r1jax.train.experiment import Experiment
+
+
+def get_config(file: str) -> Experiment:
+  """The file's config from its second stage on."""
+  exp = load_config(Experiment, file, [])
+  return dataclasses.replace(exp, stages=exp.stages[1:])
