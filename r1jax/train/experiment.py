@@ -89,3 +89,14 @@ def keeps_reference(stage: Stage) -> bool:
       return stage.reference
     case _:
       return False
+
+
+def writes(stage: Stage) -> bool:
+  """Whether its model answers a task's questions: text alone teaches none, and judges do not."""
+  match stage:
+    case Pretrain():
+      return False
+    case Preference():
+      return stage.reference
+    case _:
+      return True

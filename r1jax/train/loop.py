@@ -16,7 +16,7 @@ from r1jax.sharding import processes
 from r1jax.train import points, preferences, provenance, teaching, telemetry, weights
 from r1jax.train import state as states
 from r1jax.train.distillation import Distillation
-from r1jax.train.experiment import Experiment, Stage
+from r1jax.train.experiment import Experiment, Stage, keeps_reference, writes
 from r1jax.train.keeper import Keeper
 from r1jax.train.offline import Plan, run_offline
 from r1jax.train.point import Point
@@ -95,7 +95,7 @@ def run_stage(run: Run, point: Point, plans: dict[str, Plan | None]) -> Point:
       point = Point(point.stage, stage.steps, state)
     if stage.name not in [e['stage'] for e in run.evaluations]:
       with keeper.resting(point):
-        figures = evaluate(run, stage, point.state.params, plans[stage.name])
+        figures = evaluate(run, stage, point.state, plans[stage.name])
       run.keep_evaluations([*run.evaluations, figures])
       keeper.close(point)
   return point
@@ -112,20 +112,27 @@ def go(run: Run, stage: Stage, point: Point, keeper: Keeper, plan: Plan | None) 
       return run_offline(run, stage, plan, point, keeper)
 
 
-def evaluate(run: Run, stage: Stage, params: Any, plan: Plan | None) -> dict[str, Any]:
-  """Held-out figures after a stage: loss on text, accuracy on the task, what a plan measures."""
+def evaluate(run: Run, stage: Stage, state: State, plan: Plan | None) -> dict[str, Any]:
+  """Held-out figures after a stage: loss on text, accuracy on the task, what a plan measures.
+
+  Where the weights of its start are kept, what the plan measures of them too: `…_before`.
+  """
+  params = state.params
   name = f'after {stage.name.upper()}'
   run.progress.note(f'evaluating {name}')
   figures = {'name': name, 'stage': stage.name, 'step': stage.steps}
   with run.timers('evaluate'):
     if plan and plan.evaluate:
       figures |= plan.evaluate(params)
-    if not isinstance(stage, Pretrain):
+      if keeps_reference(stage):
+        before = plan.evaluate(weights.whole(run.exp, state.reference, params))
+        figures |= {f'{name}_before': x for name, x in before.items()}
+    if writes(stage):
       return figures | evaluation.evaluate(
         run.engine, weights.model_only(run.exp.model, params), run.tok, run.task, run.grade,
         run.exp.evaluation,
       )  # fmt: skip
-    if stage.held_out is None:
+    if not isinstance(stage, Pretrain) or stage.held_out is None:
       return figures
     loss = held_out_loss(run, stage, params)
     return figures | {'held_out_loss': loss, 'perplexity': math.exp(loss)}

@@ -2,46 +2,168 @@
 
   python -m tests.benchmarks.algos [--seeds=0,1,2] [--workdir=runs/algos] [--only=ppo,lora]
 
-For each seed one cold start (the SFT stage that the configs share), from which every config of
-configs/{ppo,dpo,reward_model,lora}.py begins; the teacher of configs/distill.py is what PPO made.
-Whatever is compared runs on the same seed, data, steps and evaluation:
+For each seed one cold start (the SFT stage of configs/quickstart.py), from which every other config
+begins; the teacher of configs/distill.py is what PPO made. Whatever is compared runs on the same
+seed, data, steps and evaluation:
 
-  lora      the same stage with all weights trained
-  distill   a student of the same shape and steps on the task's worked solutions, without teacher
   dpo       held-out preference accuracy of the same model before
+  distill   a student of the same shape, steps and lines on the task's worked solutions alone
+  lora      the same stage with all weights trained
+
+A run that is finished is not run again, so that an interrupted benchmark goes on.
 """
 
+import argparse
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 
+from r1jax.core.interval import wilson
+from tests.benchmarks.bars import bar, machine
+
 PARTS = ('ppo', 'dpo', 'reward_model', 'distill', 'lora')
+COLD = 1000  # updates of the cold start
 
 
-def python(module: str, *args: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Seed:
+  """Where a seed's runs lie."""
+
+  number: int
+  root: pathlib.Path
+
+  @property
+  def base(self) -> pathlib.Path:
+    """The cold start that the configs share."""
+    return self.root / 'base' / 'checkpoints' / str(COLD)
+
+  def train(self, name: str, config: str, **overrides: object) -> list[dict]:
+    """The evaluations of a run under this seed."""
+    workdir = self.root / name
+    if not (workdir / 'summary.json').exists():
+      given = [f'--config.{k}={v}' for k, v in ({'seed': self.number} | overrides).items()]
+      python('train', f'--config={config}', f'--workdir={workdir}', *given)
+    return json.loads((workdir / 'summary.json').read_text())['evaluations']
+
+  def warm(self, name: str, config: str, **overrides: object) -> dict:
+    """The last evaluation of a config's own stage, from the shared cold start."""
+    file = f'tests/benchmarks/warm.py:{config}'
+    return self.train(name, file, init=self.base, **overrides)[-1]
+
+
+def python(binary: str, *args: str) -> None:
   """Runs a binary in a process of its own."""
-  command = [sys.executable, '-m', module, *args]
+  command = [sys.executable, '-m', f'r1jax.bin.{binary}', *args]
   print('$', ' '.join(command[1:]), flush=True)
   subprocess.run(command, check=True)
 
 
-def train(config: str, workdir: pathlib.Path, seed: int, **overrides: object) -> list[dict]:
-  """The evaluations of a run; one that is finished is not run again."""
-  if not (workdir / 'summary.json').exists():
-    given = [f'--config.{k}={v}' for k, v in ({'seed': seed} | overrides).items()]
-    python('r1jax.bin.train', f'--config={config}', f'--workdir={workdir}', *given)
-  return json.loads((workdir / 'summary.json').read_text())['evaluations']
+def start(seed: Seed) -> dict:
+  """The cold start's evaluation."""
+  return seed.train('base', 'tests/benchmarks/warm.py:cold')[-1]
 
 
-def warm(name: str, base: pathlib.Path, out: pathlib.Path, seed: int, **overrides: object) -> dict:
-  """The last evaluation of a config's own stage, from the shared cold start."""
-  file = f'tests/benchmarks/warm.py:configs/{name}.py'
-  workdir = out / name.replace(':', '_').replace('.py', '')
-  return train(file, workdir, seed, init=base, **overrides)[-1]
-
-
-def ppo(start: dict, base: pathlib.Path, out: pathlib.Path, seed: int) -> dict[str, float]:
+def ppo(seed: Seed) -> dict[str, float]:
   """Accuracy before and after, in percent."""
-  after = warm('ppo', base, out, seed)
-  return {'before': 100 * start['accuracy'], 'after': 100 * after['accuracy']}
+  after = seed.warm('ppo', 'configs/ppo.py')
+  return {'before': 100 * start(seed)['accuracy'], 'after': 100 * after['accuracy']}
+
+
+def dpo(seed: Seed) -> dict[str, float]:
+  """Held-out preference accuracy before and after, and the task's, in percent."""
+  sft, after = seed.train('dpo', 'configs/dpo.py')
+  return {
+    'before': 100 * after['preference_accuracy_before'],
+    'after': 100 * after['preference_accuracy'],
+    'task before': 100 * sft['accuracy'],
+    'task after': 100 * after['accuracy'],
+  }
+
+
+def reward_model(seed: Seed) -> dict[str, float]:
+  """Held-out accuracy of pairs, labels and steps, and the calibration error of each."""
+  found = {}
+  ppo(seed)
+  for kind, figure in (('pairwise', 'preference'), ('pointwise', 'label'), ('process', 'process')):
+    after = seed.train(f'reward_{kind}', f'configs/reward_model.py:{kind}', init=seed.root / 'ppo')[
+      -1
+    ]
+    found[kind] = 100 * after[f'{figure}_accuracy']
+    found[f'{kind} ece'] = 100 * after['calibration_error']
+  return found
+
+
+def distill(seed: Seed) -> dict[str, float]:
+  """Accuracy of teacher, student and the student without teacher, in percent."""
+  teacher, data = seed.root / 'ppo', seed.root / 'distill_data'
+  teaches = ppo(seed)['after']
+  for kind in ('samples', 'logits'):
+    out = data / ('samples.jsonl' if kind == 'samples' else 'logits')
+    if not out.exists():
+      python(
+        'curate', f'--checkpoint={teacher}', f'--kind={kind}', '--prompts=1536', '--group=2',
+        '--batch=128', f'--out={out}', f'--seed={seed.number}',
+      )  # fmt: skip
+  found = seed.train('distill', f'configs/distill.py:{teacher},{data}')
+  alone = seed.train('distill_control', 'configs/distill.py:alone')
+  return {
+    'teacher': teaches,
+    **{e['stage']: 100 * e['accuracy'] for e in found},
+    'alone': 100 * alone[-1]['accuracy'],
+  }
+
+
+def lora(seed: Seed) -> dict[str, float]:
+  """Accuracy with adapters and with all weights, in percent."""
+  runs = {kind: seed.train(f'lora_{kind}', f'configs/lora.py:{kind}', init=seed.base)[-1]
+          for kind in ('lora', 'full')}  # fmt: skip
+  return {kind: 100 * e['accuracy'] for kind, e in runs.items()}
+
+
+def show(name: str, results: dict[int, dict[str, float]]) -> None:
+  """A table, a row a seed."""
+  columns = list(next(iter(results.values())))
+  print(f'\n{name:<14}' + ''.join(f'{c:>15}' for c in columns))
+  for number, row in results.items():
+    print(f'seed {number:<9}' + ''.join(f'{row[c]:>15.1f}' for c in columns))
+
+
+def bars(found: dict[str, dict[int, dict[str, float]]]) -> None:
+  """One line a bar; what was not asked for is not-run."""
+  worst = lambda part, f: min(f(row) for row in found[part].values()) if part in found else None
+  low, _ = wilson(0.5 * 1024, 1024)
+  beyond = 100 * (0.5 - low) * 2  # what two accuracies of 1,024 samples may differ by chance
+  bar('ppo_gain_min_points', worst('ppo', lambda r: r['after'] - r['before']), '>', beyond)
+  bar('dpo_preference_gain_min_points', worst('dpo', lambda r: r['after'] - r['before']), '>', 0)
+  for kind in ('pairwise', 'pointwise', 'process'):
+    bar(f'reward_{kind}_accuracy_min', worst('reward_model', lambda r: r[kind]), '≥', 90, '%')  # noqa: B023
+  gain = worst('distill', lambda r: r['hidden'] - r['alone'])
+  bar('distilled_over_alone_min_points', gain, '>', beyond)
+  bar('lora_minus_full_min_points', worst('lora', lambda r: r['lora'] - r['full']), '≥', -3)
+
+
+def main() -> None:
+  """Runs the seeds, prints the tables and the bars."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument('--workdir', default='runs/algos')
+  parser.add_argument('--only', default=','.join(PARTS))
+  args = parser.parse_args()
+  parts = {'ppo': ppo, 'dpo': dpo, 'reward_model': reward_model, 'distill': distill, 'lora': lora}
+  found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in args.only.split(',')}
+  for number in map(int, args.seeds.split(',')):
+    seed = Seed(number, pathlib.Path(args.workdir) / f'seed{number}')
+    start(seed)
+    for name in found:
+      found[name][number] = parts[name](seed)
+  print(f'\n{machine()}')
+  for name, results in found.items():
+    show(name, results)
+  print()
+  bars(found)
+
+
+if __name__ == '__main__':
+  main()

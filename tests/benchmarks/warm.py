@@ -1,5 +1,6 @@
 """A config without its cold start, for --config.init: several runs then share one.
 
+python -m r1jax.bin.train --config=tests/benchmarks/warm.py:cold --workdir=runs/base
 python -m r1jax.bin.train --config=tests/benchmarks/warm.py:configs/ppo.py --config.init=runs/base
 """
 
@@ -10,6 +11,9 @@ from r1jax.train.experiment import Experiment
 
 
 def get_config(file: str) -> Experiment:
-  """The file's config from its second stage on."""
+  """The file's config from its second stage on; 'cold': the quickstart's first stage alone."""
+  if file == 'cold':
+    exp = load_config(Experiment, 'configs/quickstart.py', [])
+    return dataclasses.replace(exp, name='cold start', stages=exp.stages[:1])
   exp = load_config(Experiment, file, [])
   return dataclasses.replace(exp, stages=exp.stages[1:])
