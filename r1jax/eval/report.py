@@ -9,7 +9,7 @@ rows: the lines of metrics.jsonl. An evaluation is a mapping
      'well_formed': 0.98}
 of which everything below `stage` may be absent (pretraining has 'held_out_loss' instead), and much
 more present: what rollout/telemetry measures, and of preferences and reward models
-    {'preference_correct': 88, 'preference_pairs': 100, 'agreement': 0.88, 'margin': 1.2,
+    {'preference_correct': 88, 'preference_count': 100, 'agreement': 0.88, 'margin': 1.2,
      'calibration_error': 0.03, 'process_accuracy': 0.9, 'solved': 0.7}
 What no evaluation has is a column and a panel left out, what one of them lacks is a dash.
 Intervals are Wilson's at 95 % (core/interval).
@@ -44,9 +44,9 @@ def _complete(evaluation: Row, sft_self_checks: float | None) -> dict[str, Any]:
     e['interval'] = wilson(e['correct'], e['samples'])
   if e.get('greedy_samples') and 'greedy_accuracy' in e:
     e['greedy_interval'] = wilson(e['greedy_accuracy'] * e['greedy_samples'], e['greedy_samples'])
-  if e.get('preference_pairs') and 'preference_correct' in e:
-    e['preference_accuracy'] = e['preference_correct'] / e['preference_pairs']
-    e['preference_interval'] = wilson(e['preference_correct'], e['preference_pairs'])
+  if e.get('preference_count') and 'preference_correct' in e:
+    e['preference_accuracy'] = e['preference_correct'] / e['preference_count']
+    e['preference_interval'] = wilson(e['preference_correct'], e['preference_count'])
   if sft_self_checks is not None and 'self_checks' in e:
     e['self_checks_beyond_sft'] = e['self_checks'] - sft_self_checks
   return e
@@ -75,11 +75,13 @@ WRITTEN: Columns = {
   'languages': lambda e: _languages(e),
 }
 JUDGED: Columns = {
+  'preferences before': lambda e: _percent(e.get('preference_accuracy_before')),
   'preferences': lambda e: _percent(e.get('preference_accuracy')),
   '95 % interval': lambda e: _between(e.get('preference_interval')),
   'agreement': lambda e: _percent(e.get('agreement')),
   'margin': lambda e: _number(e.get('margin'), '+.2f'),
   'calibration error': lambda e: _percent(e.get('calibration_error')),
+  'labels': lambda e: _percent(e.get('label_accuracy')),
   'process': lambda e: _percent(e.get('process_accuracy')),
   'solved': lambda e: _percent(e.get('solved')),
   'divergence': lambda e: _number(e.get('divergence'), '.3f'),
@@ -95,6 +97,7 @@ NOTES = {
   'preferences': 'preferences: held-out pairs in order',
   'agreement': 'agreement: with the labels, a tie counts ½, or with the teacher',
   'calibration error': 'calibration error: expected |label − probability|',
+  'labels': 'labels: completions judged as labelled',
   'process': 'process: steps judged as labelled, solved: whole solutions',
   'divergence': 'divergence: from the teacher, nats a token',
 }

@@ -126,7 +126,7 @@ def evaluate(run: Run, stage: Stage, state: State, plan: Plan | None) -> dict[st
       figures |= plan.evaluate(params)
       if keeps_reference(stage):
         before = plan.evaluate(weights.whole(run.exp, state.reference, params))
-        figures |= {f'{name}_before': x for name, x in before.items()}
+        figures |= {f'{name}_before': x for name, x in before.items() if name != 'calibration_bins'}
     if writes(stage):
       return figures | evaluation.evaluate(
         run.engine, weights.model_only(run.exp.model, params), run.tok, run.task, run.grade,

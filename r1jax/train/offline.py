@@ -31,7 +31,7 @@ class Plan(NamedTuple):
   denominators: Callable[[Any], Any]
   batch: Callable[[int, State], Any]
   figures: Callable[[Any], dict[str, float]]
-  evaluate: Callable[[Any], dict[str, float]] | None
+  evaluate: Callable[[Any], dict[str, Any]] | None
 
 
 def run_offline(run: Run, stage: Stage, plan: Plan, point: Point, keeper: Keeper) -> State:

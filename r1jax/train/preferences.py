@@ -8,7 +8,7 @@
 
 Figures come as …_accuracy with …_correct of …_count (for an interval). A pair is correct where the
 better one is strictly ahead; `agreement` counts a tie half, over labels it is the chance that a
-good answer is ahead of a bad one. calibration_error has its bins beside it, calibration_count_0 …:
+good answer is ahead of a bad one. calibration_error has its bins beside it, calibration_bins:
 of pairs the probability that the first is better, each pair taken in both orders. After DPO a
 completion's score is the policy's own log-probability, so that a model is measured before and
 after alike: σ of a pair's difference is how likely it writes the better one if it writes either.
@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # an experiment holds this stage, a run its experiment
   from r1jax.train.run import Run
 
 BINS = 10
+Figures = dict[str, Any]
 Objective = DPO | Pairwise | Pointwise | Process
 
 
@@ -147,7 +148,7 @@ def plan(run: 'Run', stage: Preference) -> 'Plan':
     reference = weights.whole(run.exp, state.reference, state.params)
     return b._replace(ref_B=processes.fetch(refer(reference, place.rows(run.mesh, b))))
 
-  def evaluate(params: Any) -> dict[str, float]:
+  def evaluate(params: Any) -> Figures:
     total = [
       (processes.fetch(measure(params, place.rows(run.mesh, b))), b)
       for b in held_batches(held, stage, depths)
@@ -264,7 +265,7 @@ def figures(b: Judged, cfg: ModelConfig, stage: Preference) -> dict[str, float]:
   return {'tokens': tokens, 'flops': tokens * row / width}
 
 
-def measured(scores: np.ndarray, b: Judged, stage: Preference) -> dict[str, float]:
+def measured(scores: np.ndarray, b: Judged, stage: Preference) -> Figures:
   """Held-out figures from the scores of all batches together, on the host."""
   mask_B = np.asarray(counted(b))
   match stage.objective:
@@ -280,7 +281,7 @@ def measured(scores: np.ndarray, b: Judged, stage: Preference) -> dict[str, floa
       return of_steps(scores[mask_B], b.label_BL[mask_B], b.end_BL[mask_B])
 
 
-def of_pairs(score_B: np.ndarray) -> dict[str, float]:
+def of_pairs(score_B: np.ndarray) -> Figures:
   """Figures of pairs whose better one stands first."""
   better_B, worse_B = score_B[::2], score_B[1::2]
   h_B = better_B - worse_B
@@ -291,7 +292,7 @@ def of_pairs(score_B: np.ndarray) -> dict[str, float]:
   )
 
 
-def of_labels(logit_B: np.ndarray, label_B: np.ndarray) -> dict[str, float]:
+def of_labels(logit_B: np.ndarray, label_B: np.ndarray) -> Figures:
   """Figures of labelled answers; agreement is over every good one beside every bad one."""
   good_B = label_B > 0.5
   sides = np.meshgrid(logit_B[good_B], logit_B[~good_B])
@@ -299,7 +300,7 @@ def of_labels(logit_B: np.ndarray, label_B: np.ndarray) -> dict[str, float]:
   return proportion('label', (logit_B > 0) == good_B) | agreed | calibration(logit_B, label_B)
 
 
-def of_steps(logit_BL: np.ndarray, label_BL: np.ndarray, end_BL: np.ndarray) -> dict[str, float]:
+def of_steps(logit_BL: np.ndarray, label_BL: np.ndarray, end_BL: np.ndarray) -> Figures:
   """Figures of steps; solved: solutions whose least likely step is judged as labelled."""
   right_BL = (logit_BL > 0) == (label_BL > 0.5)
   _, found = reward_model.process(logit_BL, label_BL, end_BL, Process())
@@ -317,15 +318,14 @@ def proportion(name: str, right: np.ndarray) -> dict[str, float]:
   return {f'{name}_accuracy': correct / count, f'{name}_correct': correct, f'{name}_count': count}
 
 
-def calibration(logit: np.ndarray, label: np.ndarray) -> dict[str, float]:
-  """The expected calibration error and, by bin, count, mean probability and mean label."""
+def calibration(logit: np.ndarray, label: np.ndarray) -> Figures:
+  """The expected calibration error; count, mean probability and mean label of the bins in use."""
   bins = reward_model.calibration_bins(jax.nn.sigmoid(logit), jnp.asarray(label), BINS)
-  found = {'calibration_error': float(reward_model.calibration_error(bins))}
-  for q, (count, probability, label_sum) in enumerate(zip(*map(np.asarray, bins))):
-    if count:
-      means = {'count': count, 'probability': probability / count, 'label': label_sum / count}
-      found |= {f'calibration_{name}_{q}': float(x) for name, x in means.items()}
-  return found
+  columns = zip(*(np.asarray(x).tolist() for x in bins))
+  return {
+    'calibration_error': float(reward_model.calibration_error(bins)),
+    'calibration_bins': [[n, p / n, y / n] for n, p, y in columns if n],
+  }
 
 
 def _overlap(a: PreferenceData, b: PreferenceData | None) -> bool:

@@ -28,7 +28,7 @@ EVALUATIONS = [
     'greedy_samples': 4,
   },
 ]
-JUDGE = {'name': 'after REWARD', 'stage': 'reward', 'preference_correct': 8, 'preference_pairs': 10}
+JUDGE = {'name': 'after REWARD', 'stage': 'reward', 'preference_correct': 8, 'preference_count': 10}
 BINS = {'calibration_bins': [[0, None, None], [8, 0.2, 0.25], [2, 0.9, 1.0]]}
 SFT_TITLES = ['SFT loss', 'Held-out accuracy', 'Where the time goes']
 OLD_TITLES = [

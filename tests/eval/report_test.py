@@ -88,7 +88,7 @@ TASKS = {'task/sums/accuracy': 0.9, 'task/primes/accuracy': 0.1}
 
 def test_the_part_about_preferences_has_the_rows_that_judge():
   judge = {'name': 'after REWARD', 'stage': 'reward', 'preference_correct': 81, 'margin': 1.25}
-  judge |= {'preference_pairs': 263, 'calibration_error': 0.031, 'solved': 0.5, 'agreement': 0.31}
+  judge |= {'preference_count': 263, 'calibration_error': 0.031, 'solved': 0.5, 'agreement': 0.31}
   text = report.table([SFT, judge])
   part = text.split('\n\n')[1].splitlines()
   assert ' '.join(part[2].split()) == (

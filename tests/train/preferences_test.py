@@ -261,7 +261,7 @@ def test_a_plan_gives_batches_figures_and_what_was_reached(small, bare, judge, s
   assert reached[f'{kind}_count'] == count
   assert reached[f'{kind}_accuracy'] == reached[f'{kind}_correct'] / count
   assert 0 <= reached['calibration_error'] <= 1
-  bins = sum(v for k, v in reached.items() if k.startswith('calibration_count_'))
+  bins = sum(count for count, *_ in reached['calibration_bins'])
   assert bins == (2 if stage.kind == 'pairs' else 1) * count
 
 
@@ -298,6 +298,8 @@ def test_devices_change_no_reference_and_no_figure(small, bare, judge, staged):
   with jax.set_mesh(mesh):
     got, there = planned(mesh, jax.device_put(params, place.replicated(mesh)))
   np.testing.assert_allclose(got, expected, rtol=1e-5)
+  bins = [np.array(found.pop('calibration_bins')) for found in (there, reached)]
+  np.testing.assert_allclose(*bins, rtol=1e-4)
   assert there == pytest.approx(reached, rel=1e-4)
 
 
@@ -325,8 +327,9 @@ def test_figures_of_pairs_count_a_tie_half_only_in_agreement():
   assert found['agreement'] == 0.625 and found['margin'] == pytest.approx(5 / 4)
   # σ of 2, 4 and −1 and their complements, and a tie: ½ twice.
   p = sigmoid(np.array([2, 4, -1, 0]))
-  assert found['calibration_count_5'] == 2 and found['calibration_label_5'] == 0.5
-  assert found['calibration_probability_9'] == pytest.approx(p[1], rel=1e-5)
+  bins = found['calibration_bins']
+  assert [2, 0.5] in [[count, label] for count, _, label in bins]
+  assert bins[-1][1] == pytest.approx(p[1], rel=1e-5)
   gaps = 1 - p[0] + 1 - p[1] + abs(0 - (1 - p[2]))  # of the upper half; the lower mirrors it
   assert found['calibration_error'] == pytest.approx(2 * gaps / 8, rel=1e-4)
 
