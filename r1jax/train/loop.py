@@ -13,7 +13,7 @@ from r1jax.eval import evaluate as evaluation
 from r1jax.eval import report
 from r1jax.optim import optimizer as optim
 from r1jax.sharding import processes
-from r1jax.train import points, preferences, provenance, teaching, telemetry, weights
+from r1jax.train import judging, points, provenance, teaching, telemetry, weights
 from r1jax.train import state as states
 from r1jax.train.distillation import Distillation
 from r1jax.train.experiment import Experiment, Stage, keeps_reference, writes
@@ -77,7 +77,7 @@ def plan(run: Run, stage: Stage) -> Plan | None:
   """What a stage over prepared batches does; what it reads is opened, or it is an error."""
   match stage:
     case Preference():
-      return preferences.plan(run, stage)
+      return judging.plan(run, stage)
     case Distillation():
       return teaching.plan(run, stage)
     case _:

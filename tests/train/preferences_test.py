@@ -22,7 +22,7 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import place
 from r1jax.tasks.file import load
 from r1jax.tokenizers.byte import ByteTokenizer
-from r1jax.train import preferences
+from r1jax.train import judging, preferences
 from r1jax.train import state as states
 from r1jax.train import step as steps
 from r1jax.train.forward import Auxiliary
@@ -246,7 +246,7 @@ def test_a_resting_module_keeps_its_router_bias(experiment, judge, staged, rows)
 def test_a_plan_gives_batches_figures_and_what_was_reached(small, bare, judge, staged, how):
   stage = staged(how)
   run = bare(dataclasses.replace(small, stages=(*small.stages, stage)))
-  plan, params = preferences.plan(run, stage), judge(small.model, stage)
+  plan, params = judging.plan(run, stage), judge(small.model, stage)
   state = states.State(jnp.int32(0), params, None, params if stage.reference else None)
   b, again = plan.batch(1, state), plan.batch(1, state)
   jax.tree.map(np.testing.assert_array_equal, b, again)
@@ -269,7 +269,7 @@ def test_the_policy_starts_at_its_reference_and_leaves_it(small, bare, judge, st
   stage = staged(DPO(0.5), held_out=None)
   run = bare(dataclasses.replace(small, stages=(stage,)))
   params = judge(small.model, stage)
-  plan = preferences.plan(run, stage)
+  plan = judging.plan(run, stage)
   optimizer = optim.make(stage.optimizer, params)
   state = states.fresh(states.copy(params), optimizer, None)._replace(reference=params)
   step = jax.jit(steps.make(plan.loss, plan.denominators, optimizer, 0.01))
@@ -290,7 +290,7 @@ def test_devices_change_no_reference_and_no_figure(small, bare, judge, staged):
   mesh = meshes.make(meshes.Mesh(data=4, fsdp=2))
 
   def planned(where, params):
-    plan = preferences.plan(bare(exp, where), stage)
+    plan = judging.plan(bare(exp, where), stage)
     b = plan.batch(0, states.State(jnp.int32(0), params, None, params))
     return b.ref_B, plan.evaluate(params)
 
@@ -309,11 +309,11 @@ def test_held_out_documents_are_each_measured_once(small, judge, staged):
   params = judge(cfg, stage)
   _, held = preferences.opened(stage, load(small.task), TOK)
   r = np.array([rewards(cfg, params, c)[-1] for group in held.groups for c in group])
-  made = list(preferences.held_batches(held, stage, 0))
+  made = list(judging.held_batches(held, stage, 0))
   assert [preferences.counted(b).tolist() for b in made] == [[True] * 4, [True, True, False, False]]
   scores = np.concatenate([judged(stage, cfg, params, b) for b in made])
   together = jax.tree.map(lambda *x: np.concatenate(x), *made)
-  reached = preferences.measured(scores, together, stage)
+  reached = judging.measured(scores, together, stage)
   assert reached['preference_correct'] == (r[::2] > r[1::2]).sum()
   assert reached['margin'] == pytest.approx((r[::2] - r[1::2]).mean(), rel=1e-3)
 
@@ -322,7 +322,7 @@ def test_held_out_documents_are_each_measured_once(small, judge, staged):
 
 
 def test_figures_of_pairs_count_a_tie_half_only_in_agreement():
-  found = preferences.of_pairs(np.float32([2, 0, 0, 1, 3, 3, -1, -5]))
+  found = judging.of_pairs(np.float32([2, 0, 0, 1, 3, 3, -1, -5]))
   assert found['preference_correct'] == 2 and found['preference_accuracy'] == 0.5
   assert found['agreement'] == 0.625 and found['margin'] == pytest.approx(5 / 4)
   # σ of 2, 4 and −1 and their complements, and a tie: ½ twice.
@@ -335,7 +335,7 @@ def test_figures_of_pairs_count_a_tie_half_only_in_agreement():
 
 
 def test_figures_of_labels_compare_every_good_answer_with_every_bad_one():
-  found = preferences.of_labels(np.float32([3, -1, 2, -4]), np.float32([1, 1, 0, 0]))
+  found = judging.of_labels(np.float32([3, -1, 2, -4]), np.float32([1, 1, 0, 0]))
   assert (found['label_correct'], found['label_count']) == (2, 4)
   assert found['agreement'] == 0.75
 
@@ -344,7 +344,7 @@ def test_figures_of_steps_ask_for_the_least_likely_one():
   end = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
   label = np.float32([[1, 1, 0], [1, 0, 0], [0, 1, 0]])
   logit = np.float32([[2, 1, -9], [-1, -2, 3], [9, -1, 9]])
-  found = preferences.of_steps(logit, label, end)
+  found = judging.of_steps(logit, label, end)
   assert (found['process_correct'], found['process_count']) == (3, 6)
   assert found['solved'] == pytest.approx(2 / 3) and found['solved_count'] == 3
 
