@@ -181,7 +181,7 @@ def test_without_a_value_bound_it_is_half_the_squared_error():
   assert not held.any()
 
 
-CONFIGS = [PPO(beta=0.1), PPO(aggregate=SequenceMean(), value_clip=None), PPO(Clip(0.1, 0.3))]
+CONFIGS = [PPO(beta=0.1), PPO(aggregate=SequenceMean(), value_clip=None), PPO(clip=Clip(0.1, 0.3))]
 
 
 @pytest.mark.parametrize('cfg', CONFIGS)

@@ -18,7 +18,8 @@ KEYS = prng.fold_rows(jax.random.key(0), np.arange(8))
 PROMPTS, LENGTHS = np.arange(24).reshape(8, 3), np.arange(8)
 
 
-def stub(params, prompts_BP, lengths_B, key_B, *, cfg, sampling, stops, limit):
+def stub(params, prompts_BP, lengths_B, key_B, *, cfg, sampling, stops, limit, keep_support):
+  assert not keep_support
   assert (cfg, stops, key_B.shape) == ('cfg', (3, 5), (8,))
   return prompts_BP * params + limit, lengths_B / (sampling.temperature or 1)
 

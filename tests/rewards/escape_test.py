@@ -365,6 +365,8 @@ def test_the_check_for_what_is_left_finds_it(world):
     try:
       assert any(str(process.pid) == pid for pid, _ in left())
     finally:
+      process.kill()
+      process.wait()  # first: until it is gone it may start its child behind our look
       for pid, _ in left():
         os.kill(int(pid), signal.SIGKILL)
 

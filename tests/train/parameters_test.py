@@ -18,7 +18,7 @@ def narrow(params, tmp_path):
   """(store, parameters) in bfloat16."""
   held = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   store = Store(tmp_path)
-  store.save(7, {'params': held}, {}, block=True)
+  store.save(7, {'params': held}, {'experiment': {}}, block=True)
   return store, held
 
 
