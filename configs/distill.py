@@ -22,7 +22,7 @@ import dataclasses
 import ml_collections
 
 from configs import quickstart
-from r1jax.core.config import from_dict, to_dict
+from r1jax.core.config import ConfigError, from_dict, to_dict
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.sources import Solved, Worked
 from r1jax.model.presets import tiny_dense
@@ -45,7 +45,10 @@ def get_config(where: str = 'runs/quickstart,data/distill') -> ml_collections.Co
     data = Mixture((Part(Worked(2000)),))
     stages = (SFT(optimizer, 3 * STEPS, data, lines=8, length=128, name='alone'),)
   else:
-    stages = taught(*where.split(','))
+    teacher, _, folder = where.partition(',')
+    if not (teacher and folder) or ',' in folder:
+      raise ConfigError(f'configs/distill.py:{where}; expected TEACHER,FOLDER or alone after the :')
+    stages = taught(teacher, folder)
   return to_dict(dataclasses.replace(exp, name='distill', model=model, stages=stages))
 
 

@@ -25,8 +25,12 @@ from r1jax.train.experiment import Experiment
 from r1jax.train.preferences import Preference
 
 # Every solution takes one step at a time: the mistakes lie in all places of it.
-SUMS = dataclasses.replace(quickstart.SUMS, terse=0.0)
-WIDTH = 64  # the longest prompt and solution have 62 inputs
+SUMS = dataclasses.replace(
+  quickstart.SUMS,
+  options=(('min_terms', 3), ('max_terms', 4), ('min_digits', 1), ('max_digits', 1)),
+  terse=0.0,
+)
+WIDTH = 56  # the longest prompt and solution have 49 inputs
 HELD_OUT = Mistakes(512, skip=6000)  # no stage learns from them
 
 
@@ -41,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     AdamW(Cosine(3e-4, 3e-5, steps=200, warmup=20)),
     steps=200,
     objective=DPO(beta=0.1),
-    data=Mistakes(2000),
+    data=Mistakes(5000),
     held_out=HELD_OUT,
     rows=32,
     width=WIDTH,

@@ -17,31 +17,35 @@ import ml_collections
 
 from configs import quickstart
 from r1jax.algos.lora import LoRA
-from r1jax.core.config import from_dict, to_dict
+from r1jax.core.config import ConfigError, from_dict, to_dict
+from r1jax.core.errors import no_such
 from r1jax.optim.schedules import Cosine
 from r1jax.train.experiment import Experiment
 
 # The quickstart knows 3 to 5 terms; these have 6 or 7, and every solution takes one step at a time.
 LONGER = (('min_terms', 6), ('max_terms', 7), ('min_digits', 1), ('max_digits', 1))
+KINDS = ('lora', 'full')
 LIMITS = dataclasses.replace(quickstart.LIMITS, prompt=31, completion=68)
 
 
 def get_config(weights: str = 'lora') -> ml_collections.ConfigDict:
   """The experiment as a ConfigDict; 'full' trains all weights at a rate of their own."""
+  if weights not in KINDS:
+    raise ConfigError(f'configs/lora.py: {no_such("kind", weights, KINDS)}')
   exp = from_dict(Experiment, quickstart.get_config())
   sft, full = exp.stages[0], weights == 'full'
   rate = 1e-3 if full else 4e-3
   optimizer = dataclasses.replace(
-    sft.optimizer, schedule=Cosine(rate, rate / 10, steps=500, warmup=20), weight_decay=0.0
+    sft.optimizer, schedule=Cosine(rate, rate / 10, steps=600, warmup=20), weight_decay=0.0
   )
   return to_dict(
     dataclasses.replace(
       exp,
       name=f'lora {weights}',
       init='runs/quickstart',
-      lora=None if full else LoRA(rank=16, alpha=32.0),
+      lora=None if full else LoRA(rank=16, alpha=32.0, targets='.*'),
       task=dataclasses.replace(exp.task, options=LONGER, terse=0.0),
-      stages=(dataclasses.replace(sft, optimizer=optimizer, steps=500),),
+      stages=(dataclasses.replace(sft, optimizer=optimizer, steps=600),),
       evaluation=dataclasses.replace(exp.evaluation, limits=LIMITS),
     )
   )

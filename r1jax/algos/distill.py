@@ -125,8 +125,7 @@ def full(
     for z_BLV in (student_BLV, jax.lax.stop_gradient(teacher_BLV))
   )
   loss_BL = cfg.temperature**2 * divergence(teacher_BLV, student_BLV, cfg.divergence)
-  same_BL = student_BLV.argmax(axis=-1) == teacher_BLV.argmax(axis=-1)
-  return masked(loss_BL, mask_BL), {'agreement': masked(same_BL.astype(loss_BL.dtype), mask_BL)}
+  return masked(loss_BL, mask_BL), {'agreement': agreement(student_BLV, teacher_BLV, mask_BL)}
 
 
 def stored(
@@ -140,7 +139,8 @@ def stored(
 
   student_BLK: student logits divided by T; lse_BL: their log-sum-exp over the vocabulary (with
   log-probabilities in place of logits, 0). teacher_BLK: log-probabilities at T; −inf fills a
-  position up that has fewer than K. The ids of a position differ from each other.
+  position up that has fewer than K. The ids of a position differ from each other. `agreement`: the
+  likeliest of the K is the same to both; what the student would rather say beside them is unseen.
   """
   chex.assert_equal_shape([student_BLK, teacher_BLK])
   mask_BL = mask_BL.astype(bool)
@@ -154,10 +154,17 @@ def stored(
   metrics = {
     'teacher_mass': masked(jnp.exp(teacher_BLK).sum(axis=-1), mask_BL),
     'student_mass': masked(jnp.exp(student_BLK).sum(axis=-1), mask_BL),
+    'agreement': agreement(student_BLK, teacher_BLK, mask_BL),
   }
   student_BLK, teacher_BLK = (complete(x, cfg.rest) for x in (student_BLK, teacher_BLK))
   loss_BL = cfg.temperature**2 * divergence(teacher_BLK, student_BLK, cfg.divergence)
   return masked(loss_BL, mask_BL), metrics
+
+
+def agreement(student_BLV: jax.Array, teacher_BLV: jax.Array, mask_BL: jax.Array) -> Mean:
+  """Counted tokens whose likeliest next one is the same to both."""
+  same_BL = student_BLV.argmax(axis=-1) == teacher_BLV.argmax(axis=-1)
+  return masked(same_BL.astype(student_BLV.dtype), mask_BL)
 
 
 def complete(logp_BLK: jax.Array, rest: Bucket | Ignored) -> jax.Array:

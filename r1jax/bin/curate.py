@@ -4,14 +4,17 @@ python -m r1jax.bin.curate --checkpoint=runs/quickstart --kind=samples --out=dat
 python -m r1jax.bin.curate --checkpoint=runs/quickstart --kind=logits --out=data/logits
 
 Prompts are problems of the task's split rl, or rows of --source: fields question, and answer where
-the task grades by it. The task is the checkpoint's, or --config's.
+the task grades by it; of those that ask the same, the first. The task is the checkpoint's, or
+--config's.
 
-  samples  question, completion, thought, answer, reward, outcome, length    (SFT by Solved)
+  samples  question, completion, thought, answer, reward, outcome, length    (SFT by Solved);
+           a malformed sample, with --keep=all, has neither thought nor answer
   pairs    question, chosen, rejected
   labels   question, completion, label
   logits   a folder: the kept samples' tokens, beside each the --k likeliest ones (Stored)
 """
 
+import dataclasses
 import functools
 import pathlib
 import time
@@ -38,7 +41,10 @@ FIRST = absl_flags.DEFINE_integer('first', 0, 'The first of them.', lower_bound=
 SOURCE = absl_flags.DEFINE_string('source', None, "JSON Lines of prompts in place of the task's.")
 GROUP = absl_flags.DEFINE_integer('group', 4, 'Completions of each prompt.', lower_bound=1)
 KEEP = absl_flags.DEFINE_enum(
-  'keep', 'correct', ['correct', 'all'], 'Which samples (or their logits) are kept.'
+  'keep',
+  'correct',
+  ['correct', 'all'],
+  'Which samples (or their logits) are kept; of all, malformed ones get no thought and answer.',
 )
 PER_PROMPT = absl_flags.DEFINE_integer(
   'per_prompt', None, 'Rows of a prompt at most; no limit if not given.', lower_bound=1
@@ -60,7 +66,7 @@ LINES = absl_flags.DEFINE_integer('lines', 64, 'Lines of a shard, for logits.', 
 
 
 def main(overrides: flags.Overrides) -> None:
-  """Samples, grades, writes, and says what was kept."""
+  """Samples, grades, writes, and says what was kept; mistakes before the weights are loaded."""
   check()
   from r1jax.curate import output
   from r1jax.train import restored
@@ -68,10 +74,10 @@ def main(overrides: flags.Overrides) -> None:
 
   logging.set_verbosity(logging.WARNING)
   out = pathlib.Path(OUT.value).expanduser()
-  output.check(out, OVERWRITE.value)
+  output.check(out, OVERWRITE.value, KIND.value == 'logits')
   measure = flags.load_config(Experiment, CONFIG.value, []) if CONFIG.value else None
-  model = restored.load(CHECKPOINT.value, overrides, measure)
-  make(model, out)
+  examples = asked(described(overrides, measure))
+  make(restored.load(CHECKPOINT.value, overrides, measure), examples, out)
 
 
 def check() -> None:
@@ -86,11 +92,18 @@ def check() -> None:
     raise flags.UserError(
       f'--keep does not go with --kind={KIND.value}, which takes right and wrong'
     )
+  if KIND.value == 'pairs' and (GROUP.value == 1 or TEMPERATURE.value == 0):
+    raise flags.UserError(
+      '--kind=pairs needs different completions of a prompt: --group=2 or more, --temperature '
+      'above 0'
+    )
+  if not 0 < TOP_P.value <= 1:
+    raise flags.UserError(f'--top_p={TOP_P.value}; expected a number above 0, 1 at most')
   if HEAT.value <= 0:
     raise flags.UserError(f'--logits_temperature={HEAT.value}; expected a number above 0')
 
 
-def make(model: Any, out: pathlib.Path) -> None:
+def make(model: Any, examples: list[Any], out: pathlib.Path) -> None:
   """Everything behind the flags, for a restored checkpoint."""
   from r1jax.curate import made
   from r1jax.curate.sample import Asking
@@ -101,15 +114,9 @@ def make(model: Any, out: pathlib.Path) -> None:
   from r1jax.train.progress import Progress
 
   exp = model.exp
-  if exp.task is None:
-    raise flags.UserError(f'{exp.name} has no task to grade by; name a config that has: --config=…')
-  try:
-    sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-  except ValueError as e:
-    raise flags.UserError(str(e)) from e
+  sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
   limit = MAX_TOKENS.value or exp.evaluation.limits.completion
   asking = Asking(GROUP.value, BATCH.value, limit, sampling, SEED.value)
-  examples = asked(exp)
   build = functools.partial(make_task, exp.task)
   with (
     Pool(build, exp.verifier.workers, exp.verifier.seconds) as pool,
@@ -135,15 +142,35 @@ def make(model: Any, out: pathlib.Path) -> None:
   summarize(told, out, seconds)
 
 
+def described(overrides: flags.Overrides, measure: Any) -> Any:
+  """The experiment that the checkpoint will be restored with."""
+  from r1jax.checkpoint.store import Store, resolve
+  from r1jax.core import config
+  from r1jax.train import restored
+
+  directory, step = resolve(CHECKPOINT.value)
+  exp = restored.described(directory, Store(directory).meta(step))
+  if measure is not None:
+    exp = dataclasses.replace(exp, task=measure.task)
+  return config.override_all(exp, overrides)
+
+
 def asked(exp: Any) -> list[Any]:
-  """The prompts."""
-  from r1jax.curate.sample import prompts
+  """The prompts, those that ask the same once."""
+  from r1jax.curate.sample import distinct, prompts
   from r1jax.records.jsonl import Jsonl, JsonlRecords
   from r1jax.tasks.make import make as make_task
 
+  if exp.task is None:
+    raise flags.UserError(f'{exp.name} has no task to grade by; name a config that has: --config=…')
   if SOURCE.value:
-    return prompts(JsonlRecords(Jsonl(SOURCE.value)))
-  return make_task(exp.task).examples('rl', FIRST.value, PROMPTS.value)
+    given = prompts(JsonlRecords(Jsonl(SOURCE.value)))
+  else:
+    given = make_task(exp.task).examples('rl', FIRST.value, PROMPTS.value)
+  found = distinct(given)
+  if len(found) < len(given):
+    print(f'{len(given) - len(found)} of {len(given)} prompts repeat others and are left out')
+  return found
 
 
 def summarize(told: Any, out: pathlib.Path, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """The four kinds of data that a model makes, from prompts to a file or folder on the disk.
 
-Rows are written as they come; of logits the kept samples' tokens are held (a few bytes a token)
-until all are there, since packing wants the longest first. What a kind keeps: select.py. A length
+Rows are written as they come; of logits the kept samples' tokens are held (8 bytes a token) until
+all are there, since packing wants the longest first. What a kind keeps: select.py. A length
 that could not hold the longest possible row is refused before anything is sampled.
 """
 
@@ -119,18 +119,18 @@ def logits(
   if length < longest:
     raise UserError(f'length {length}; a row may have {longest} inputs: give that at least')
   cfg = maker.engine.cfg
-  if spec.k > cfg.vocab:
-    raise UserError(f'k {spec.k}; the model has {cfg.vocab} ids: give that at most')
+  if spec.k > maker.tok.vocab:
+    raise UserError(f'k {spec.k}; the tokenizer has {maker.tok.vocab} ids: give that at most')
   about = shards.About(spec.teacher, fingerprint(maker.tok), spec.k, spec.temperature, length)
   told, kept = Told(), []
   for answers in _answers(maker, examples, told):
     chosen = select.kept(answers, keep, at_most)
     told.count(answers, len(chosen), len(chosen))
-    kept += [
-      Tokens(s.tokens, [0.0] * s.prompt + [1.0] * (len(s.tokens) - s.prompt)) for s in chosen
-    ]
+    kept += map(_row, chosen)
   _some(told)
-  f = functools.partial(_top, cfg=cfg, k=spec.k, temperature=spec.temperature)
+  f = functools.partial(
+    _top, cfg=cfg, k=spec.k, temperature=spec.temperature, vocab=maker.tok.vocab
+  )
   program = Program('teacher', f, maker.announce)
 
   def teach(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -142,12 +142,16 @@ def logits(
 
 def _row(s: Sampled) -> Tokens:
   """Its tokens; those of the completion count."""
-  return Tokens(s.tokens, [0.0] * s.prompt + [1.0] * (len(s.tokens) - s.prompt))
+  tokens = np.array(s.tokens, np.int32)
+  return Tokens(tokens, (np.arange(len(tokens)) >= s.prompt).astype(np.float32))
 
 
-def _top(params: Any, inputs: Inputs, cfg: ModelConfig, k: int, temperature: float) -> Top:
+def _top(
+  params: Any, inputs: Inputs, cfg: ModelConfig, k: int, temperature: float, vocab: int
+) -> Top:
+  """Of the tokenizer's `vocab` ids: a student need not have those that only pad the model's."""
   out = Transformer(cfg).apply({'params': params}, inputs)
-  return top(out.x_BLD, transformer.head(params, cfg), k, temperature)
+  return top(out.x_BLD, transformer.head(params, cfg)[:, :vocab], k, temperature)
 
 
 def _written(

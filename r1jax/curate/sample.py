@@ -18,7 +18,7 @@ from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.records.record import Records, texts
 from r1jax.rollout import collect
 from r1jax.rollout.collect import Grader, Limits
-from r1jax.tasks.task import Example, Grade, Outcome
+from r1jax.tasks.task import Example, Grade
 from r1jax.tokenizers.tokenizer import Tokenizer
 
 
@@ -58,6 +58,14 @@ def prompts(records: Records) -> list[Example]:
     question, *rest = texts(records, i, ('question', *optional))
     made.append(Example(records.where(i), question, **dict(zip(optional, rest))))
   return made
+
+
+def distinct(examples: Sequence[Example]) -> list[Example]:
+  """The first of those that ask the same: a task of few problems begins again after the last."""
+  first: dict[tuple[str, str | None], Example] = {}
+  for e in examples:
+    first.setdefault((e.question, e.system), e)
+  return list(first.values())
 
 
 def width(tok: Tokenizer, examples: Sequence[Example]) -> int:
@@ -103,9 +111,9 @@ def _tokens(prompts_BP: np.ndarray, lengths_B: np.ndarray, made: Any) -> list[li
 
 def _check(grades: Sequence[Grade]) -> None:
   """A grader that reaches no verdict is the wrong one for these prompts."""
-  crashed = sum('crash' in g.parts for g in grades)
-  if crashed and not any(g.outcome in (Outcome.CORRECT, Outcome.WRONG) for g in grades):
+  if all('crash' in g.parts for g in grades):
+    n = len(grades)
     raise UserError(
-      f'the grader failed on {crashed} of {len(grades)} samples and judged none: it needs more of '
-      'a problem than its text; take prompts of the task itself, or a task that grades by answer'
+      f'the grader failed on {n} of {n} samples and judged none: it needs more of a problem than '
+      'its text; take prompts of the task itself, or a task that grades by answer'
     )

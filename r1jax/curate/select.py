@@ -23,7 +23,10 @@ def kept(answers: Answers, keep: Literal['correct', 'all'], at_most: int | None)
 
 
 def sample_rows(answers: Answers, chosen: Iterable[Sampled]) -> list[Row]:
-  """Question and completion, its thought and answer apart ('' where it has none), and its grade."""
+  """Question and completion, its grade, and of a well-formed one thought and answer apart.
+
+  Of another these fields are missing, so that Solved refuses its row instead of learning ''.
+  """
   rows = []
   for s in chosen:
     parts = spans(s.text)
@@ -31,8 +34,7 @@ def sample_rows(answers: Answers, chosen: Iterable[Sampled]) -> list[Row]:
       _asked(answers)
       | {
         'completion': s.text,
-        'thought': parts.think or '',
-        'answer': parts.answer or '',
+        **({'thought': parts.think, 'answer': parts.answer} if parts.well_formed else {}),
         'reward': s.grade.reward,
         'outcome': s.grade.outcome.value,
         'length': len(s.tokens) - s.prompt,

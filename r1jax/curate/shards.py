@@ -5,10 +5,12 @@
 
 Position i of a line holds what the teacher says of its target i: ids of the K likeliest tokens, the
 likeliest first, and their log-probabilities at the temperature. Records lie on the disk as in
-memory, so that any line is one read of L·(16 + 8·K) bytes and no shard is ever loaded whole.
+memory, so that any line is one read of L·(16 + 8·K) bytes and no shard is ever loaded whole. A
+folder may have more shards than a process may open files: few are open at a time.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import zlib
@@ -20,11 +22,12 @@ import numpy as np
 from r1jax.core import files
 from r1jax.core.errors import UserError
 from r1jax.curate import output
+from r1jax.curate.output import ABOUT
 from r1jax.data import order
 from r1jax.data.batch import Batch, Row, batch
 from r1jax.data.pack import best_fit
 
-ABOUT = 'about.json'
+OPEN_FILES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +100,17 @@ def about(path: str) -> About:
       f'{file}: no description of stored logits ({type(error).__name__}: {error}); make the folder '
       'by bin/curate --kind=logits'
     ) from None
-  if not sum(found.shards):
+  if min(found.shards, default=0) < 1:
     raise UserError(f'{file}: no lines; curate more prompts')
   return found
 
 
 def fingerprint(path: str) -> str:
-  """Eight hex digits of the description and of some of every shard's lines."""
+  """Eight hex digits of the description, every shard's first line and some 256 others."""
   lines = Lines(path)
   crc = zlib.crc32(repr(lines.about).encode())
-  for i in range(0, len(lines), max(1, len(lines) // 256)):
+  some = range(0, len(lines), max(1, len(lines) // 256))
+  for i in sorted({*some, *lines.firsts}):
     crc = zlib.crc32(lines.line(i).tobytes(), crc)
   return f'{crc:08x}'
 
@@ -116,16 +120,15 @@ class Lines:
 
   def __init__(self, path: str):
     self.about, folder = about(path), pathlib.Path(path).expanduser()
-    kind = record(self.about.length, self.about.k)
-    self._shards = [np.load(folder / f'{i:05}.npy', mmap_mode='r') for i in range(self._count)]
-    for i, (shard, size) in enumerate(zip(self._shards, self.about.shards)):
-      if shard.dtype != kind or len(shard) != size:
-        raise UserError(f'{folder}/{i:05}.npy is not what {ABOUT} says; make the folder again')
     self._starts = np.cumsum([0, *self.about.shards])
+    self._shard = functools.lru_cache(OPEN_FILES)(functools.partial(_shard, folder, self.about))
+    for i in range(len(self.about.shards)):
+      self._shard(i)  # what cannot be read is said now, not at a step that wants it
 
   @property
-  def _count(self) -> int:
-    return len(self.about.shards)
+  def firsts(self) -> list[int]:
+    """Number of every shard's first line."""
+    return self._starts[:-1].tolist()
 
   def __len__(self) -> int:
     return int(self._starts[-1])
@@ -140,7 +143,21 @@ class Lines:
   def line(self, i: int) -> np.void:
     """The record of line i."""
     shard = int(np.searchsorted(self._starts, i, 'right')) - 1
-    return self._shards[shard][i - self._starts[shard]]
+    return self._shard(shard)[i - self._starts[shard]]
+
+
+def _shard(folder: pathlib.Path, about: About, i: int) -> np.ndarray:
+  """Shard i, mapped and not read; UserError where it cannot be, or is another's."""
+  file = folder / f'{i:05}.npy'
+  try:
+    found = np.load(file, mmap_mode='r')
+  except (OSError, ValueError, EOFError) as error:
+    raise UserError(
+      f'{file} cannot be read ({type(error).__name__}: {error}); make the folder again'
+    ) from None
+  if found.dtype != record(about.length, about.k) or found.shape != (about.shards[i],):
+    raise UserError(f'{file} is not what {ABOUT} says; make the folder again')
+  return found
 
 
 def _rows(line: np.void) -> list[Row]:

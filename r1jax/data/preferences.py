@@ -5,7 +5,8 @@
     Steps      fields of records          a completion in steps, 0 … 1 for each  kind 'steps'
     Mistakes   the run's task, split sft  worked solutions and mistaken ones     all three
 
-A completion is the text that follows the prompt, R1's tags in it. One row of a batch holds one,
+A completion is the text that follows the prompt, R1's tags in it; a record's field 'system', where
+it has one, goes into the prompt. One row of a batch holds one,
 padded to a static width and never cut: what does not fit is an error when the data is opened, as is
 anything else that cannot be used. Rows of a pair are neighbours, 2i the better and 2i+1 the worse,
 so that a split of the batch keeps pairs whole. Documents come in a seeded order, another one each
@@ -32,7 +33,7 @@ from r1jax.data.batch import Batch, Row
 from r1jax.data.sources import Share
 from r1jax.records import make as records_make
 from r1jax.records.make import RecordSpec
-from r1jax.records.record import RecordError, Records, texts
+from r1jax.records.record import RecordError, Records
 from r1jax.tasks import mistakes
 from r1jax.tasks.task import Example, Task
 from r1jax.tokenizers.tokenizer import EOS, Tokenizer
@@ -249,19 +250,21 @@ def _from_records(spec: Pairs | Labelled | Steps, records: Records) -> Iterator[
     where = records.where(i)
     match spec:
       case Pairs():
-        question, better, worse = texts(records, i, (spec.question, spec.chosen, spec.rejected))
-        yield _Draft(where, question, [better], [1.0]), _Draft(where, question, [worse], [0.0])
+        fields = spec.question, spec.chosen, spec.rejected
+        question, better, worse, system = sources.prompted(records, i, fields)
+        yield (
+          _Draft(where, question, [better], [1.0], system),
+          _Draft(where, question, [worse], [0.0], system),
+        )
       case Labelled():
-        question, text = texts(records, i, (spec.question, spec.completion))
-        yield (
-          _Draft(where, question, [text], _labels(where, [_field(spec, records, i, 'label')])),
-        )
+        question, text, system = sources.prompted(records, i, (spec.question, spec.completion))
+        labels = _labels(where, [_field(spec, records, i, 'label')])
+        yield (_Draft(where, question, [text], labels, system),)
       case Steps():
-        (question,) = texts(records, i, (spec.question,))
+        question, system = sources.prompted(records, i, (spec.question,))
         steps, labels = (_field(spec, records, i, name) for name in ('steps', 'labels'))
-        yield (
-          _Draft(where, question, _steps(where, steps, labels, spec.joint), _labels(where, labels)),
-        )
+        pieces = _steps(where, steps, labels, spec.joint)
+        yield (_Draft(where, question, pieces, _labels(where, labels), system),)
 
 
 def _field(spec: Labelled | Steps, records: Records, i: int, name: str) -> Any:

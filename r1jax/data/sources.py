@@ -2,7 +2,8 @@
 
     Text       a field of records           bos text eos; every token is a target
     Problems   a task's own problems        the same, of 'question ⏎ worked solution ⏎ answer'
-    Solved     three fields of records      the chat template; the completion is the target
+    Solved     three fields of records      the chat template; the completion is the target; a row's
+                                            field 'system', where it has one, goes into the prompt
     Worked     the run's task, split sft    the same, of its worked solutions
 
 A text longer than a line is cut into pieces of at most `length` inputs; neighbours share one token,
@@ -193,7 +194,7 @@ class SolvedSource:
   def rows(self, i: int) -> list[Row]:
     """The one row of a solution; RecordError where a line cannot hold it."""
     i = self._documents[i]
-    row = _row(*chat.render(self._tok, *texts(self._records, i, self._fields)))
+    row = _row(*chat.render(self._tok, *prompted(self._records, i, self._fields)))
     if len(row.tokens) - 1 > self._length:
       raise RecordError(
         f'{self._records.where(i)}: {len(row.tokens) - 1} inputs, a line holds {self._length}; '
@@ -251,6 +252,13 @@ def check_share(share: Share) -> None:
   """ConfigError unless 0 ≤ from < to ≤ 1."""
   if not 0 <= share[0] < share[1] <= 1:
     raise ConfigError(f'share={share}; expected (from, to) with 0 <= from < to <= 1')
+
+
+def prompted(records: Records, i: int, fields: Sequence[str]) -> list[str | None]:
+  """The texts in fields of row i, and last its system prompt, None unless it has one."""
+  if records[i].get('system') is None:
+    return [*texts(records, i, fields), None]
+  return texts(records, i, (*fields, 'system'))
 
 
 def _documents(records: Records, share: Share) -> range:

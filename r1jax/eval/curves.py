@@ -65,6 +65,11 @@ def stages(rows: Sequence[Row]) -> list[str]:
   return list(dict.fromkeys(row['stage'] for row in rows))
 
 
+def rollouts(rows: Sequence[Row]) -> list[str]:
+  """The stages of reinforcement learning: those whose rows have a reward."""
+  return [s for s in stages(rows) if any('reward' in r for r in rows if r['stage'] == s)]
+
+
 def series(rows: Sequence[Row], stage: str, key: str) -> tuple[list[int], list[float]]:
   """(steps, values) of one metric; rows without it, or with null, are passed over."""
   found = [

@@ -40,6 +40,9 @@ class Evaluation:
   passes: tuple[Literal['greedy', 'thoughtless'], ...] = ('greedy', 'thoughtless')
 
   def __post_init__(self):
+    for name, least in (('problems', 1), ('samples', 1), ('batch', 1), ('shown', 0)):
+      if getattr(self, name) < least:
+        raise ValueError(f'{name}={getattr(self, name)}; expected {least} or more')
     if self.problems % self.batch:
       raise ValueError(f'problems={self.problems} must be a multiple of batch={self.batch}')
 

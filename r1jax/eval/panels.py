@@ -1,12 +1,15 @@
 """The panels of report.png: which there are, in reading order, each only where it has data.
 
 What a stage's rows of metrics.jsonl hold says what it is: 'reward' is reinforcement learning,
-'margin' pairs of answers, 'divergence' a student with a teacher, 'value_loss' a critic. Evaluations
-give the bars: accuracy, preferences, and the calibration of a reward model from
+'margin' pairs of answers, 'divergence' or 'layerN/unexplained' a student with a teacher,
+'value_loss' a critic. Evaluations give the bars: accuracy, preferences, and the calibration of a
+reward model from
 
     'calibration_bins': [[count, mean probability, mean label], …], 'calibration_error': 0.03
 """
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -30,6 +33,7 @@ from r1jax.eval.curves import (
   curve,
   label,
   percent,
+  rollouts,
   series,
   stacked,
   stages,
@@ -63,18 +67,19 @@ INSIGHT = (
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, GREY)
 LOSSES = {'pretrain': 'Pretraining loss', 'sft': 'SFT loss'}
 NATS = 'nats per token'
+_LAYER = re.compile(r'layer\d+/unexplained')
 
 
 def panels(rows: Sequence[Row], evaluations: Sequence[Row]) -> list[Panel]:
   """The panels that have data; `evaluations` carry their intervals (report.complete)."""
-  rollouts = [s for s in stages(rows) if any('reward' in r for r in rows if r['stage'] == s)]
-  taught = [s for s in stages(rows) if s not in rollouts]
+  learning = rollouts(rows)
+  taught = [s for s in stages(rows) if s not in learning]
   found = [p for s in taught for p in offline(rows, s, evaluations)]
-  found += [curve(rows, s, [Line('reward')], 'Reward', 'mean reward') for s in rollouts]
+  found += [curve(rows, s, [Line('reward')], 'Reward', 'mean reward') for s in learning]
   palette = colours([*stages(rows), *(e['stage'] for e in evaluations)])
   found += [held_out(evaluations, palette), preferences(evaluations, palette)]
   found += [calibration(e) for e in evaluations if e.get('calibration_bins')]
-  found += [p for s in rollouts for p in reinforced(rows, s, evaluations)]
+  found += [p for s in learning for p in reinforced(rows, s, evaluations)]
   return [p for p in [*found, times(rows)] if p is not None]
 
 
@@ -92,7 +97,9 @@ def offline(rows: Sequence[Row], stage: str, evaluations: Sequence[Row]) -> Iter
   yield curve(rows, stage, judged, title, '% share')
   yield one('margin', 'Preference margin', 'reward, chosen − rejected')
   yield one('divergence', 'Divergence from the teacher', NATS, zero=True)
-  yield one('agreement', 'Agreement with the teacher', '% tokens with the same likeliest')
+  yield one('agreement', 'Agreement with the teacher', '% tokens with the same likeliest kept')
+  lines = _layers(rows, stage)
+  yield curve(rows, stage, lines, "The teacher's layers", '% unexplained', zero=True)
 
 
 def reinforced(
@@ -128,7 +135,12 @@ def languages(rows: Sequence[Row], stage: str) -> Panel | None:
   order = sorted(sums, key=sums.get, reverse=True)
   # More than the palette has are one: the rarest, as the rest.
   shown, rest = order[: len(PALETTE)], order[len(PALETTE) :]
-  made = [row | {'rest': sum(row.get(k) or 0.0 for k in rest)} for row in mine]
+  # Telemetry leaves languages out that nobody wrote: 0 in a step that has others.
+  spoken = [row for row in mine if any(row.get(k) is not None for k in sums)]
+  made = [
+    row | {k: row.get(k) or 0.0 for k in shown} | {'rest': sum(row.get(k) or 0.0 for k in rest)}
+    for row in spoken
+  ]
   lines = [Line(k, k.removeprefix('language/'), c) for k, c in zip(shown, PALETTE)]
   return stacked(
     made, stage, [*lines, Line('rest', 'rest', BLACK)], 'Languages', '% words of the thoughts'
@@ -253,6 +265,14 @@ def _lengths(rows: Sequence[Row], stage: str) -> Sequence[Line]:
   """Of all, of correct and of wrong completions; one line in the stage's colour without the two."""
   apart = any(line.key in r for r in rows if r['stage'] == stage for line in LENGTHS[1:])
   return LENGTHS if apart else [Line('length')]
+
+
+def _layers(rows: Sequence[Row], stage: str) -> list[Line]:
+  """A line a layer that imitates the teacher's."""
+  keys = {k for r in rows if r['stage'] == stage for k in r if _LAYER.fullmatch(k)}
+  names = sorted((k.split('/')[0] for k in keys), key=lambda name: int(name.removeprefix('layer')))
+  turns = itertools.cycle(PALETTE)
+  return [Line(f'{n}/unexplained', n.replace('layer', 'layer '), c) for n, c in zip(names, turns)]
 
 
 def _after_sft(evaluations: Sequence[Row], key: str) -> float | None:

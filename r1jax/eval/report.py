@@ -84,7 +84,6 @@ JUDGED: Columns = {
   'labels': lambda e: _percent(e.get('label_accuracy')),
   'process': lambda e: _percent(e.get('process_accuracy')),
   'solved': lambda e: _percent(e.get('solved')),
-  'divergence': lambda e: _number(e.get('divergence'), '.3f'),
 }
 NOTES = {
   'held-out loss': 'held-out loss: nats a token',
@@ -95,11 +94,10 @@ NOTES = {
   'early': 'early: before the last tenth',
   'undecided': 'undecided: problems whose answers differ in reward',
   'preferences': 'preferences: held-out pairs in order',
-  'agreement': 'agreement: with the labels, a tie counts ½, or with the teacher',
+  'agreement': 'agreement: with the labels, a tie counts ½',
   'calibration error': 'calibration error: expected |label − probability|',
   'labels': 'labels: completions judged as labelled',
   'process': 'process: steps judged as labelled, solved: whole solutions',
-  'divergence': 'divergence: from the teacher, nats a token',
 }
 
 
@@ -130,7 +128,10 @@ def block(whole: Sequence[Row], columns: Columns, every: bool) -> str:
     '  '.join(_aligned(cell, w, i) for i, (cell, w) in enumerate(zip(r, widths))) for r in lines
   ]
   rule = '─' * len(rows[0])
-  note = '; '.join(NOTES[title] for title in titles if title in NOTES)
+  notes = [NOTES[title] for title in titles if title in NOTES]
+  if 'accuracy (T=1)' in titles and any(_repeated(whole[i]) for i in kept):
+    notes.insert(0, '95 % interval: of these problems')
+  note = '; '.join(notes)
   body = [rows[0].rstrip(), rule, *(row.rstrip() for row in rows[1:]), rule]
   return '\n'.join([*body, *textwrap.wrap(note, max(len(rule), NOTE))])
 
@@ -144,20 +145,23 @@ def tasks(evaluations: Sequence[Row]) -> Columns:
 def summary(
   rows: Sequence[Row], evaluations: Sequence[Row], facts: Row | None = None
 ) -> dict[str, Any]:
-  """The table's figures, the gain of RL over SFT, and the steps, speed and time of each stage.
+  """The table's figures, the gain of RL, and the steps, speed and time of each stage.
 
   facts: what else belongs in it (name, revision, seed, …), first.
   """
   whole = complete(evaluations)
   out = {**(facts or {}), 'evaluations': whole}
   measured = [e for e in whole if 'accuracy' in e]
-  before = [e for e in measured if e['stage'] == 'sft']
-  after = [e for e in measured if e['stage'] == 'grpo']
-  if before and after:
-    # The first SFT evaluation against the furthest GRPO one; of equals the first, so that
-    # ablations (continued SFT, answers without the chain) may follow in the list.
-    furthest = max(after, key=lambda e: e.get('step', 0))
-    out['gain_points'] = 100 * (furthest['accuracy'] - before[0]['accuracy'])
+  order = curves.rollouts(rows)
+  after = [i for i, e in enumerate(measured) if e['stage'] in order]
+  if after and after[0]:
+    # What stands in front of the first RL evaluation against the furthest one; of equals the first,
+    # so that ablations (continued SFT, answers without the chain) may follow in the list.
+    furthest = max(
+      after, key=lambda i: (order.index(measured[i]['stage']), measured[i].get('step', 0))
+    )
+    before = measured[after[0] - 1]['accuracy']
+    out['gain_points'] = 100 * (measured[furthest]['accuracy'] - before)
   out['stages'] = {}
   for stage in curves.stages(rows):
     mine = [row for row in rows if row['stage'] == stage]
@@ -197,6 +201,11 @@ def title(facts: Row) -> str:
 
 def _aligned(cell: str, width: int, column: int) -> str:
   return cell.ljust(width) if column == 0 else cell.rjust(width)
+
+
+def _repeated(e: Row) -> bool:
+  """Whether problems have several samples, which the interval takes for independent ones."""
+  return 'problems' in e and e.get('samples', 0) > e['problems']
 
 
 def _between(interval: tuple[float, float] | None) -> str | None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 
-from r1jax.checkpoint.store import Damaged, Store
+from r1jax.algos import lora
+from r1jax.checkpoint.store import Damaged, Store, resolve
 from r1jax.core import config
 from r1jax.core.errors import UserError
 from r1jax.data.stream import Stream
 from r1jax.eval import evaluate
+from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.sharding import place
 from r1jax.tasks.task import Task
 from r1jax.tokenizers.tokenizer import Tokenizer
@@ -77,11 +79,18 @@ def check(
   if task is not None:
     evaluate.held_out(task, tok, exp.evaluation)
     place.check_rows(mesh, exp.evaluation.batch)
+  if exp.init is not None:
+    resolve(exp.init)
+  if exp.lora:
+    lora.boxed(place.abstract(Transformer(exp.model), dummy_inputs(exp.model)), exp.lora)
   prints: list[str] = []
   for stage in exp.stages:
     match stage:
       case RL():
-        place.check_rows(mesh, stage.prompts * stage.algorithm.group // stage.minibatches)
+        group = stage.algorithm.group
+        place.check_rows(mesh, stage.prompts // stage.waves * group)
+        update = stage.prompts * group // stage.minibatches
+        place.check_rows(mesh, update // stage.microbatches)
       case Preference():
         place.check_rows(mesh, stage.rows // stage.microbatches)
         opened[stage.name] = preferences.opened(stage, task, tok)

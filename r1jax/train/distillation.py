@@ -11,6 +11,7 @@ them.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -39,12 +40,21 @@ class Live:
   data: Mixture = Mixture((Part(sources.Worked()),))
   length: int = 128
 
+  def __post_init__(self):
+    if self.length < 1:
+      raise ValueError(f'length={self.length}; a line holds 1 input or more')
+
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
   """A folder of bin/curate --kind=logits: token lines with a teacher's likeliest tokens."""
 
   folder: str
+
+
+def _check_hard(hard: float) -> None:
+  if not 0 <= hard < math.inf:
+    raise ValueError(f'hard={hard}; expected a weight of 0 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Logits:
   def __post_init__(self):
     if self.k < 1:
       raise ValueError(f'k is {self.k}; expected 1 or more of the likeliest tokens')
+    _check_hard(self.hard)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +85,7 @@ class Hidden:
   def __post_init__(self):
     if not self.pairs:
       raise ValueError("pairs is empty; expected at least one (student's layer, teacher's layer)")
+    _check_hard(self.hard)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +102,14 @@ class Distillation:
   name: str = 'distillation'
 
   def __post_init__(self):
+    if min(self.steps, self.lines, self.microbatches) < 1:
+      raise ValueError(
+        f'steps={self.steps}, lines={self.lines}, microbatches={self.microbatches}; all must be ≥ 1'
+      )
     if self.lines % self.microbatches:
       raise ValueError(f'{self.lines} lines do not split into {self.microbatches} microbatches')
     if isinstance(self.teacher, Stored) and isinstance(self.objective, Hidden):
       raise ValueError('stored teachers hold logits alone; for Hidden(…) take Live(checkpoint)')
-
-  @property
-  def reference(self) -> bool:
-    """No frozen copy of the student is kept."""
-    return False
 
 
 class Lesson(NamedTuple):

@@ -9,6 +9,7 @@ from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.make import TaskSpec
 from r1jax.tokenizers.make import Byte, TokenizerSpec
 from r1jax.train.distillation import Distillation
+from r1jax.train.ppo import separate
 from r1jax.train.preferences import Preference
 from r1jax.train.rl import RL
 from r1jax.train.supervised import SFT, Pretrain
@@ -29,6 +30,10 @@ class Checkpoint:
   keep: int = 3
   keep_every: int | None = None
   deadline: float = 20.0
+
+  def __post_init__(self):
+    if self.every < 1:
+      raise ValueError(f'checkpoint.every is {self.every}; it must be ≥ 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Experiment:
 
     if self.lora and self.init is None:
       raise ValueError('lora adapts trained weights: name their checkpoint by config.init')
+    if self.lora and any(isinstance(s, RL) and separate(s.algorithm) for s in self.stages):
+      raise ValueError('lora and a critic with a trunk of its own do not go together: set Shared')
 
   def first_step(self, stage: int) -> int:
     """Updates done before a stage starts: an RL step makes one for each minibatch."""

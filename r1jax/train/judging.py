@@ -113,9 +113,20 @@ def of_pairs(score_B: np.ndarray) -> Figures:
 def of_labels(logit_B: np.ndarray, label_B: np.ndarray) -> Figures:
   """Figures of labelled answers; agreement is over every good one beside every bad one."""
   good_B = label_B > 0.5
-  sides = np.meshgrid(logit_B[good_B], logit_B[~good_B])
-  agreed = metrics.finish({'agreement': reward_model.agreement(*sides)})
-  return proportion('label', (logit_B > 0) == good_B) | agreed | calibration(logit_B, label_B)
+  return (
+    proportion('label', (logit_B > 0) == good_B)
+    | {'agreement': ahead(logit_B[good_B], logit_B[~good_B])}
+    | calibration(logit_B, label_B)
+  )
+
+
+def ahead(good: np.ndarray, bad: np.ndarray) -> float:
+  """The chance that one of the good is above one of the bad, ties half; ½ without either."""
+  if not good.size or not bad.size:
+    return 0.5
+  order = np.sort(bad)
+  below = np.searchsorted(order, good, 'left') + np.searchsorted(order, good, 'right')
+  return float(below.mean() / 2 / bad.size)
 
 
 def of_steps(logit_BL: np.ndarray, label_BL: np.ndarray, end_BL: np.ndarray) -> Figures:

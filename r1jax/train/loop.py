@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from r1jax.algos import lora
+from r1jax.core.errors import UserError
 from r1jax.eval import evaluate as evaluation
 from r1jax.eval import report
 from r1jax.optim import optimizer as optim
@@ -32,9 +33,12 @@ from r1jax.train.supervised import SFT, Pretrain
 
 def train(exp: Experiment, workdir: pathlib.Path, profile: Window | None = None) -> dict[str, Any]:
   """Runs an experiment to its end and returns the summary that process 0 writes."""
-  exp = weights.pinned(exp)
+  if not exp.stages:
+    raise UserError('config.stages is empty: there is nothing to train')
+  exp = processes.together(lambda: weights.pinned(exp, workdir))
   with open_run(exp, workdir, profile) as run:
-    plans = {stage.name: plan(run, stage) for stage in exp.stages}  # opens what they read
+    opened = lambda: {stage.name: plan(run, stage) for stage in exp.stages}
+    plans = processes.together(opened)  # what they read is there, or no process begins
     point = resume(run) or begin(run)
     while True:
       point = run_stage(run, point, plans)

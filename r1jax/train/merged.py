@@ -3,7 +3,7 @@
     TARGET/checkpoints/N   the merged weights, N the update of the adapters
     TARGET/public/         the tokenizer's files, where the base has a public tokenizer
 
-The whole model is in memory once, with one weight's product beside it.
+On one device; base and sum are in memory together.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def write(checkpoint: str, target: pathlib.Path) -> str:
   exp = described(directory, meta)
   if exp.lora is None:
     raise UserError(f'{checkpoint} has no adapters to merge: its weights are whole as they are')
-  check_free(target, (PUBLIC,))
+  check_free(target, (PUBLIC, FOLDER))  # of a merge that was interrupted
   said = lora.summary(parameters.weights(store, step, exp.model, None))
   params = parameters.masters(store, step, exp.model, None)
   whole = dataclasses.replace(exp, lora=None, init=None, stages=())
@@ -41,6 +41,7 @@ def write(checkpoint: str, target: pathlib.Path) -> str:
     'stage': None,
     'step': 0,
     'position': None,
+    'asked': 0,
     'pending': None,
     'base': None,
     'provenance': provenance.record(),

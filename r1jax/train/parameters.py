@@ -67,12 +67,17 @@ def frozen(
   except UserError as error:
     raise UserError(f'the base of the LoRA checkpoint: {error}') from error
   store = Store(directory)
-  if (there := store.identity(step)) != meta['base']:
-    raise UserError(
-      f'the adapters were trained on other weights (checksums {meta["base"]}) than lie at {init} '
-      f'now ({there}); put those back'
-    )
+  same_base(meta, store.identity(step))
   return lora.split(adapted(weights(store, step, cfg, mesh), spec, 0))[1]
+
+
+def same_base(meta: dict[str, Any], there: str) -> None:
+  """UserError unless the weights that lie at `init` are those that the adapters belong to."""
+  if there != meta['base']:
+    raise UserError(
+      f'the adapters were trained on other weights (checksums {meta["base"]}) than lie at '
+      f'{meta["experiment"]["init"]} now ({there}); put those back'
+    )
 
 
 def adapted(params: Any, spec: LoRA, seed: int) -> Any:

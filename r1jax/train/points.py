@@ -9,6 +9,7 @@ Random keys are functions of (seed, stage, step) and need no saving.
 """
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from r1jax.optim import optimizer as optim
 from r1jax.rollout.collect import Trajectories
 from r1jax.rollout.trajectory import RLBatch, rl_batch
 from r1jax.sharding import place, processes
-from r1jax.train import rl, weights
+from r1jax.train import parameters, rl, weights
 from r1jax.train.experiment import Experiment, Stage, keeps_reference
 from r1jax.train.point import Pending, Point
 from r1jax.train.rl import RL
@@ -87,11 +88,15 @@ def restore(exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, step:
   got = store.restore(wanted, step)
   pending, position = None, meta['position']
   if meta['pending']:
-    total = {name: tuple(pair) for name, pair in meta['pending']['total'].items()}
-    pending = Pending(**meta['pending'] | {'batch': processes.fetch(got.pending), 'total': total})
+    known = lambda x: math.nan if x is None else x  # JSON has no figure that is not finite
+    held = meta['pending']
+    total = {name: tuple(map(known, pair)) for name, pair in held['total'].items()}
+    figures = {name: known(x) for name, x in held['figures'].items()}
+    pending = Pending(processes.fetch(got.pending), held['done'], total, figures)
   position = None if position is None else np.array(position)
   state = State(*got[:4])
   if exp.lora:
+    parameters.same_base(meta, weights.base(exp))
     frozen = weights.model_only(exp.model, weights.initial(exp, mesh))
     own = {name: x for name, x in state.params.items() if name not in frozen}
     mine = weights.model_only(exp.model, state.params)

@@ -76,8 +76,9 @@ def loss(
 ) -> tuple[Mean, dict[str, Mean], dict[str, jax.Array]]:
   """Policy and value loss of a part of a minibatch, metrics, the load of a critic's experts."""
   value_BL, load = values(params, b, x_BLD, cfg, algorithm)
-  to = Targets(b.targets.advantage_BL, b.targets.return_BL)
-  total, metrics = ppo.loss(scored.logp, old_BL, value_BL, b.value_BL, to, mask_BL, algorithm)
+  total, metrics = ppo.loss(
+    scored.logp, old_BL, value_BL, b.value_BL, b.targets, mask_BL, algorithm
+  )
   if b.ref_BL is not None:  # in the rewards; here it is only told
     logp_BL = jnp.where(mask_BL, jax.lax.stop_gradient(scored.logp), 0)
     metrics['kl'] = masked(k3(logp_BL, b.ref_BL), mask_BL)

@@ -59,6 +59,8 @@ class Preference:
   name: str = 'preference'
 
   def __post_init__(self):
+    if min(self.steps, self.microbatches) < 1:
+      raise ValueError(f'steps={self.steps}, microbatches={self.microbatches}; both must be ≥ 1')
     each = self.microbatches * self.group
     if self.rows < 1 or self.rows % each:
       raise ValueError(

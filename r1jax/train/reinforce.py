@@ -141,8 +141,8 @@ def prepare(run: Run, stage: RL, state: State, done: Rollout, against: Compariso
 
 def criticized(batch: RLBatch, value_BL: np.ndarray, stage: RL) -> tuple[RLBatch, dict[str, float]]:
   """The batch with PPO's values and targets, of the whole rollout, and how good the values were."""
-  mask_BL, a = rl.masks(batch, stage), stage.algorithm
-  old_BL = batch.sampled_BL if batch.old_BL is None else batch.old_BL
+  a, old_BL = stage.algorithm, batch.sampled_BL if batch.old_BL is None else batch.old_BL
+  mask_BL = rl.masks(batch, stage) & np.isfinite(old_BL)  # as in the loss
   to = ppo_algorithm.targets(batch.advantage_B, value_BL, old_BL, batch.ref_BL, mask_BL, a)
   figures = {'explained_variance': ppo.explained(value_BL, to, mask_BL)}
   return batch._replace(value_BL=value_BL, targets=jax.tree.map(np.asarray, to)), figures

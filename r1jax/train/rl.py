@@ -58,6 +58,8 @@ class Refill:
 class RL:
   """A stage: each step samples `algorithm.group` completions of `prompts` questions.
 
+  Every stage asks the questions of split rl from the first one on.
+
   rewards: what a sample earns beside its siblings (diversity, conciseness), beyond its own grade.
   shaping: what is done to a group's rewards before advantages are taken (overlong, ranks).
   minibatches: updates a rollout, π_old frozen over them. refresh: steps between hard copies of the
@@ -87,13 +89,18 @@ class RL:
   name: str = 'grpo'
 
   def __post_init__(self):
+    for name in ('prompts', 'minibatches', 'microbatches', 'refresh', 'waves'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} is {getattr(self, name)}; it must be ≥ 1')
+    if self.refill.rollouts and self.algorithm.group < 2:
+      raise ValueError('refill drops groups that are all alike, and a group of one is: set group')
     rollout = self.prompts * self.algorithm.group
     if rollout % (self.minibatches * self.microbatches):
       raise ValueError(
         f'{rollout} samples ({self.prompts} prompts × group {self.algorithm.group}) do not split '
         f'into {self.minibatches} minibatches × {self.microbatches} microbatches'
       )
-    if self.waves < 1 or self.prompts % self.waves:
+    if self.prompts % self.waves:
       raise ValueError(f'{self.prompts} prompts do not split into {self.waves} waves')
     if self.support == 'replay' and not self.sampling.top_k:
       cut = self.sampling.top_p < 1

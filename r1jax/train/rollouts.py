@@ -28,7 +28,7 @@ def run_key(run: Run, stage: RL) -> jax.Array:
 
 
 def questions(run: Run, stage: RL, asked: int) -> list[Example]:
-  """The prompts of a rollout: the next ones of split rl. No solution, no gold for the trainer."""
+  """The prompts of a rollout: the next ones of split rl, without solutions."""
   return run.task.examples('rl', asked, stage.prompts)
 
 

@@ -5,10 +5,15 @@ compiled program of its own, run before the step on the step's batch: 2·active 
 token, no gradient, and K numbers a token kept, or the streams of the layers that are imitated. Its
 prediction modules do not run. A stored one costs the read of its lines.
 
+However many microbatches the step is split into, the teacher runs on the whole batch at once: the
+activations of one layer for lines · length tokens at a time, with what is kept of every token, must
+fit beside the student's state. Fewer lines, or a stored teacher, take less.
+
 Batch number b is a function of (data, seed, b) alone. The packed stream of a live teacher goes
 forward only: a resumed run reads, but does not compute, what came before.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -42,7 +47,7 @@ T = TypeVar('T')
 
 
 class Lessons(NamedTuple):
-  """(step) -> its lesson; inputs a line; the teacher's model where it runs beside."""
+  """(step) -> its lesson; inputs a line; what runs of the teacher's model where it is beside."""
 
   at: Callable[[int], Lesson]
   length: int
@@ -113,11 +118,15 @@ def check(stage: Distillation, cfg: ModelConfig, tok: Tokenizer) -> None:
 
 
 def fingerprints(stage: Distillation, task: Task | None, tok: Tokenizer) -> list[str]:
-  """Of the teacher's weights and of what both read, or of what a teacher has said."""
+  """Of the teacher's weights and of what both read, or of what a teacher has said.
+
+  Makes a first batch, so that data which cannot be used is said before any long work.
+  """
   match stage.teacher:
     case Live(checkpoint, data, length):
       directory, step = resolve(checkpoint)
       made = supervised.opened(data, length, task, tok)
+      next(iter(Stream(made, data, Shape(stage.lines, length, 0), 0)))
       return [Store(directory).identity(step), *(s.fingerprint() for s in made)]
     case Stored(folder):
       return [shards.fingerprint(folder)]
@@ -146,7 +155,7 @@ def live(run: Run, stage: Distillation) -> Lessons:
     batch = place.rows(run.mesh, read(step))
     return Lesson(batch, *program(params(), batch.inputs._replace(ahead=())))
 
-  return Lessons(at, length, cfg)
+  return Lessons(at, length, dataclasses.replace(cfg, mtp=()))
 
 
 def stored(run: Run, stage: Distillation) -> Lessons:

@@ -9,6 +9,7 @@ heads are what has gradients, optimizer state and a place in checkpoints.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 
 from r1jax.algos import lora
 from r1jax.algos.ppo import PPO
-from r1jax.checkpoint.store import Store, resolve
+from r1jax.checkpoint.store import FOLDER, Store, resolve
 from r1jax.core import prng, tree
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer, dummy_inputs
@@ -62,21 +63,34 @@ def initial(exp: Experiment, mesh: jax.sharding.Mesh | None) -> Any:
   directory, step = resolve(exp.init)
   if exp.lora is None:
     return parameters.masters(Store(directory), step, exp.model, mesh)
-  base = parameters.weights(Store(directory), step, exp.model, mesh)
-  return parameters.adapted(base, exp.lora, exp.seed)
+  base(exp)  # of these bytes: what lies there may change while they are trained on
+  held = parameters.weights(Store(directory), step, exp.model, mesh)
+  return parameters.adapted(held, exp.lora, exp.seed)
 
 
-def pinned(exp: Experiment) -> Experiment:
-  """Names the very step that adapters are trained on: a later one of its folder is another base."""
+def pinned(exp: Experiment, workdir: pathlib.Path) -> Experiment:
+  """Names the very step that adapters are trained on: the one that a run began with, also when its
+  folder has later ones by now.
+  """
   if exp.lora is None:
     return exp
   directory, step = resolve(exp.init)
+  held = Store(workdir / FOLDER)
+  if held.steps():
+    before = held.meta(held.latest())['experiment']['init']
+    if before and pathlib.PurePath(before).parent == pathlib.PurePath(str(directory)):
+      return dataclasses.replace(exp, init=before)
   return dataclasses.replace(exp, init=str(directory / str(step)))
 
 
 def base(exp: Experiment) -> str:
-  """Which bytes the adapters belong to."""
-  directory, step = resolve(exp.init)
+  """Which bytes the adapters belong to; asked once, when they are read."""
+  return _identity(exp.init)
+
+
+@functools.cache
+def _identity(init: str) -> str:
+  directory, step = resolve(init)
   return Store(directory).identity(step)
 
 
@@ -85,12 +99,12 @@ def begin(exp: Experiment, index: int, params: Any, mesh: jax.sharding.Mesh | No
   stage = exp.stages[index]
   params = model_only(exp.model, params)
   key = prng.fold(jax.random.key(exp.seed), index)
-  own = {
-    name: place.init(module, prng.fold(key, i), mesh, *inputs)
-    for i, (name, (module, inputs)) in enumerate(heads(stage, exp.model).items())
-  }
-  if ppo.CRITIC in own:  # it begins as the policy
-    own[ppo.CRITIC] = states.copy({name: params[name] for name in own[ppo.CRITIC]})
+  modules, own = heads(stage, exp.model), {}
+  for i, (name, (module, inputs)) in enumerate(modules.items()):
+    if name == ppo.CRITIC:  # it begins as the policy
+      own[name] = states.copy({part: params[part] for part in place.abstract(module, *inputs)})
+    else:
+      own[name] = place.init(module, prng.fold(key, i), mesh, *inputs)
   return params | own
 
 

@@ -218,6 +218,8 @@ def test_metrics():
   for name, x in (('teacher_mass', TEACHER), ('student_mass', STUDENT)):
     want = np.take_along_axis(probs(x), ids, axis=-1).sum(axis=-1)[MASK].mean()
     np.testing.assert_allclose(np.divide(*metrics[name]), want, rtol=1e-12)
+  best = np.take_along_axis(STUDENT, ids, axis=-1).argmax(-1) == 0  # the teacher's stands first
+  assert metrics['agreement'] == (best[MASK].sum(), 4) and 0 < best[MASK].sum() < 4
   _, metrics = FULL(STUDENT, TEACHER, MASK, Distill())
   same = (STUDENT.argmax(-1) == TEACHER.argmax(-1))[MASK]
   assert metrics['agreement'] == (same.sum(), 4)

@@ -2,9 +2,10 @@
 
   python -m tests.benchmarks.algos [--seeds=0,1,2] [--workdir=runs/algos] [--only=ppo,lora]
 
-For each seed one cold start (the SFT stage of configs/quickstart.py), from which every other config
-begins; the teacher of configs/distill.py is what PPO made. Whatever is compared runs on the same
-seed, data, steps and evaluation:
+For each seed one cold start (the SFT stage of configs/quickstart.py), from which PPO begins. What
+PPO made takes the place of the quickstart's model: the teacher of configs/distill.py, the body of
+reward models, the base of adapters. Whatever is compared runs on the same seed, data, steps and
+evaluation:
 
   dpo       held-out preference accuracy of the same model before
   distill   a student of the same shape, steps and lines on the task's worked solutions alone
@@ -117,7 +118,8 @@ def distill(seed: Seed) -> dict[str, float]:
 
 def lora(seed: Seed) -> dict[str, float]:
   """Accuracy with adapters and with all weights, in percent."""
-  runs = {kind: seed.train(f'lora_{kind}', f'configs/lora.py:{kind}', init=seed.base)[-1]
+  ppo(seed)
+  runs = {kind: seed.train(f'lora_{kind}', f'configs/lora.py:{kind}', init=seed.root / 'ppo')[-1]
           for kind in ('lora', 'full')}  # fmt: skip
   return {kind: 100 * e['accuracy'] for kind, e in runs.items()}
 

@@ -31,6 +31,7 @@ from r1jax.train.rl import RL
 from tests.benchmarks.bars import bar, machine
 
 WORKERS, GROUPS = 2, 32
+PROGRAMS_BAR, HIDDEN_BAR = ('≥', 15), ('≥', 90, '%')
 PROGRAMS = {
   'python': 'print(int(input()) + {i})',
   'c': '#include <stdio.h>\nint main() {{ int a; scanf("%d", &a); printf("%d", a + {i}); }}',
@@ -68,18 +69,11 @@ def programs_per_second(language: code.Language, count: int) -> float:
   return count / seconds
 
 
-def code_bars(count: int) -> None:
-  """Programs per second; not run where there is no sandbox."""
-  rate = None
-  try:
-    Bubblewrap().check()
-  except UserError as e:
-    print(e)
-  else:
-    for language in ('c', 'cpp'):
-      print(f'{language}: {programs_per_second(language, max(count // 10, 2)):.1f} programs/s')
-    rate = programs_per_second('python', count)
-  bar('python_programs_per_second', rate, '≥', 15)
+def code_bar(count: int) -> None:
+  """Programs per second."""
+  for language in ('c', 'cpp'):
+    print(f'{language}: {programs_per_second(language, max(count // 10, 2)):.1f} programs/s')
+  bar('python_programs_per_second', programs_per_second('python', count), *PROGRAMS_BAR)
 
 
 def overlap_bar() -> None:
@@ -103,7 +97,7 @@ def overlap_bar() -> None:
     f'{written[0]:.1f} s, then verified in {alone:.1f} s; in 16 waves {written[1]:.1f} s, and '
     f'{left:.2f} s of verifying left'
   )
-  bar('verifier_time_hidden', 100 * (1 - left / alone), '≥', 90, '%')
+  bar('verifier_time_hidden', 100 * (1 - left / alone), *HIDDEN_BAR)
 
 
 def waved(waves: int) -> Experiment:
@@ -125,8 +119,15 @@ def main() -> None:
   parser.add_argument('--programs', type=int, default=300)
   args = parser.parse_args()
   print(machine())
-  code_bars(args.programs)
-  overlap_bar()
+  try:
+    Bubblewrap().check()
+  except UserError as e:
+    print(e)
+    bar('python_programs_per_second', None, *PROGRAMS_BAR)
+    bar('verifier_time_hidden', None, *HIDDEN_BAR)
+  else:
+    code_bar(args.programs)
+    overlap_bar()
 
 
 if __name__ == '__main__':

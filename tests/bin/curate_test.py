@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -48,8 +49,8 @@ def test_a_file_is_made_and_told_about(checkpoint, tmp_path):
   )  # fmt: skip
   assert out.returncode == 0, out.stderr
   rows = [json.loads(line) for line in (tmp_path / 'new' / 's.jsonl').read_text().splitlines()]
-  fields = {'question', 'completion', 'thought', 'answer', 'reward', 'outcome', 'length'}
-  assert rows and all(row.keys() == fields for row in rows)
+  fields = {'question', 'completion', 'reward', 'outcome', 'length'}
+  assert rows and all(row.keys() - {'thought', 'answer'} == fields for row in rows)
   made, prompts, accuracy = out.stdout.splitlines()
   assert (
     made == f'made {tmp_path}/new/s.jsonl: {len(rows)} rows of 6 samples, {6 - len(rows)} rejected'
@@ -59,11 +60,43 @@ def test_a_file_is_made_and_told_about(checkpoint, tmp_path):
   assert 'samples  3/3  100%' in out.stderr
 
 
+def test_prompts_that_repeat_are_left_out(checkpoint, tmp_path):
+  rows = [{'question': q, 'answer': '4'} for q in ('2 * 2', '4 * 1', '2 * 2')]
+  (tmp_path / 'p').write_text('\n'.join(map(json.dumps, rows)))
+  out = call(
+    f'--checkpoint={checkpoint}', f'--out={tmp_path}/s', '--keep=all', f'--source={tmp_path}/p',
+    '--batch=2', '--max_tokens=2',
+  )  # fmt: skip
+  assert out.returncode == 0, out.stderr
+  repeated, made, *_ = out.stdout.splitlines()
+  assert repeated == '1 of 3 prompts repeat others and are left out'
+  assert ' rows of 8 samples, ' in made
+
+
 def test_mistakes_are_one_clear_line(checkpoint, tmp_path):
   (tmp_path / 'taken').touch()
   out = call(f'--checkpoint={checkpoint}', f'--out={tmp_path}/taken')
   said = f'error: {tmp_path}/taken exists; choose another --out, or --overwrite it\n'
   assert (out.returncode, out.stdout, out.stderr) == (2, '', said)
+
+
+def test_mistakes_show_before_the_weights_are_read(checkpoint, tmp_path):
+  shutil.copytree(checkpoint, tmp_path / 'model')
+  for arrays in list((tmp_path / 'model').rglob('d')):
+    shutil.rmtree(arrays)  # whoever reads the weights fails
+  exp = 'Experiment("no_task", ModelConfig(265, 8, (Layer(GQA(1, 1, 8), Dense(8)),)), None, ())'
+  (tmp_path / 'c.py').write_text(
+    'from r1jax.model.config import GQA, Dense, Layer, ModelConfig\n'
+    'from r1jax.train.experiment import Experiment\n'
+    f'get_config = lambda: {exp}\n'
+  )
+  for given, said in (
+    ([f'--source={tmp_path}/none'], f'{tmp_path}/none'),
+    ([f'--config={tmp_path}/c.py'], 'tiny has no task to grade by; name a config that has'),
+  ):
+    out = call(f'--checkpoint={tmp_path}/model', f'--out={tmp_path}/new', *given)
+    assert (out.returncode, out.stdout, out.stderr.count('\n')) == (2, '', 1), out.stderr
+    assert said in out.stderr
 
 
 @pytest.mark.parametrize(
@@ -73,6 +106,12 @@ def test_mistakes_are_one_clear_line(checkpoint, tmp_path):
     (['--prompts=3', '--source=x'], '--prompts does not go with --source, which is read whole'),
     (['--kind=pairs', '--keep=all'], '--keep does not go with --kind=pairs, which takes right'),
     (['--kind=logits', '--logits_temperature=0'], '--logits_temperature=0.0; expected a number ab'),
+    (
+      ['--kind=pairs', '--group=1'],
+      '--kind=pairs needs different completions of a prompt: --group=',
+    ),
+    (['--kind=pairs', '--temperature=0'], '--kind=pairs needs different completions of a prompt: '),
+    (['--top_p=2'], '--top_p=2.0; expected a number above 0, 1 at most'),
     (['--kind=poems'], 'flag --kind=poems: value should be one of <samples|pairs|labels|logits>'),
   ],
 )

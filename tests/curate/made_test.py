@@ -1,8 +1,10 @@
 """The four kinds on the disk, from a stub of an engine whose completions are known."""
 
+import dataclasses
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,8 +17,10 @@ from r1jax.data.mix import Mixture, Part
 from r1jax.data.sources import Solved
 from r1jax.engine.generate import Samples
 from r1jax.model import transformer
-from r1jax.model.transformer import Inputs, Transformer
+from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.records.jsonl import Jsonl
+from r1jax.records.record import RecordError
+from r1jax.sharding import place
 from r1jax.tasks.task import Example, Grade, Outcome
 from r1jax.tokenizers import chat
 from r1jax.tokenizers.byte import ByteTokenizer
@@ -54,6 +58,10 @@ def grade(calls):
 
 @pytest.fixture
 def maker(cfg, params):
+  return make(cfg, params)
+
+
+def make(cfg, params):
   told = []
   asking = Asking(group=2, batch=4, limit=LIMIT)
   narrate = lambda done, **figures: told.append((done, figures))
@@ -113,12 +121,40 @@ def test_logits_are_the_models_own_of_the_kept_tokens(maker, params, cfg, tmp_pa
   np.testing.assert_allclose(at_BLK[used], want_BLK[used], rtol=1e-4, atol=1e-4)
 
 
+def test_ids_that_only_pad_the_models_vocabulary_have_none_of_the_mass(cfg, tmp_path):
+  padded = dataclasses.replace(cfg, vocab=272)
+  params = place.init(Transformer(padded), jax.random.key(0), None, dummy_inputs(padded))
+  m, _ = make(padded, params)
+  made.logits(m, EXAMPLES[:2], tmp_path / 'f', 'correct', None, Logits('t', k=265))
+  lines = shards.Lines(str(tmp_path / 'f'))
+  found = lines.take(0, len(lines), 0, 0)
+  used = found.batch.inputs.segments_BL > 0
+  assert (np.sort(found.ids_BLK[used]) == np.arange(265)).all()
+  np.testing.assert_allclose(np.exp(found.logp_BLK[used]).sum(-1), 1, rtol=1e-4)
+  with pytest.raises(UserError, match='k 266; the tokenizer has 265 ids'):
+    made.logits(m, EXAMPLES, tmp_path / 'g', 'correct', None, Logits('t', k=266))
+
+
+def test_malformed_samples_are_kept_but_not_learned_by_sft(maker, tmp_path):
+  m, _ = maker
+  written = functools.partial(chat.render_solution, TOK)
+  bare = lambda tok, thought, answer: TOK.encode(answer) + written('', '')[-1:]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(chat, 'render_solution', bare)
+    told = made.samples(m, EXAMPLES[:1], tmp_path / 's', 'all', None)
+  assert told.rows == 2
+  source = Solved(Jsonl(str(tmp_path / 's')), 'question', 'thought', 'answer')
+  (opened,) = supervised.opened(Mixture((Part(source),)), 64, None, TOK)
+  with pytest.raises(RecordError, match="line 1: no field 'thought'"):
+    opened.rows(0)
+
+
 def test_what_cannot_hold_or_be_asked_is_refused_before_anything_is_sampled(maker, tmp_path):
   m, narrated = maker
   go = functools.partial(made.logits, m, EXAMPLES, tmp_path / 'f', 'correct', None)
   with pytest.raises(UserError, match=r'length 3; a row may have \d+ inputs: give that at least'):
     go(Logits('t', length=3))
-  with pytest.raises(UserError, match='k 266; the model has 265 ids: give that at most'):
+  with pytest.raises(UserError, match='k 266; the tokenizer has 265 ids: give that at most'):
     go(Logits('t', k=266))
   assert not narrated and not list(tmp_path.iterdir())
 

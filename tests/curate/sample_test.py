@@ -1,12 +1,13 @@
 """Answers of a tiny model: whole groups, independent of the batch; prompts from rows."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.curate.sample import Asking, prompts, sample, width
+from r1jax.curate.sample import Asking, distinct, prompts, sample, width
 from r1jax.engine.engine import Engine
 from r1jax.records.jsonl import Jsonl, JsonlRecords
 from r1jax.tasks.task import Example, Grade, Outcome
@@ -61,6 +62,9 @@ def test_a_grader_that_cannot_judge_is_an_error_one_that_judges_some_is_not(engi
     ask(engine, params, EXAMPLES, 5, crashing)
   half = lambda calls: [crash if i % 2 else g for i, g in enumerate(grade(calls))]
   assert len(ask(engine, params, EXAMPLES, 5, half)) == 5
+  unread = Grade(Outcome.UNPARSEABLE, 0.0)
+  one = lambda calls: [unread if i else crash for i, _ in enumerate(calls)]
+  assert len(ask(engine, params, EXAMPLES, 5, one)) == 5
 
 
 def test_rows_become_prompts(tmp_path):
@@ -69,6 +73,12 @@ def test_rows_become_prompts(tmp_path):
   first, second = prompts(JsonlRecords(Jsonl(str(tmp_path / 'p.jsonl'))))
   assert first == Example(f'{tmp_path}/p.jsonl line 1', 'a?')
   assert (second.question, second.answer, second.system) == ('b?', '2', 'Think.')
+
+
+def test_what_is_asked_again_is_left_out():
+  spoken = Example('s', EXAMPLES[0].question, system='Add.')
+  again = [dataclasses.replace(e, id='again') for e in (*EXAMPLES, spoken)]
+  assert distinct([*EXAMPLES, spoken, *again]) == [*EXAMPLES, spoken]
 
 
 def test_the_width_is_a_bucket_that_holds_the_longest_prompt():

@@ -30,7 +30,10 @@ def test_a_sample_as_a_row(answers):
     'question': '1 + 1', 'completion': A, 'thought': '1+1=2', 'answer': '2', 'reward': 1.0,
     'outcome': 'correct', 'length': 2,
   }  # fmt: skip
-  assert (second['thought'], second['answer'], second['outcome']) == ('', '', 'unparseable')
+  assert second == {
+    'question': '1 + 1', 'completion': 'no tags', 'reward': 0.0, 'outcome': 'unparseable',
+    'length': 2,
+  }  # fmt: skip
   spoken = answers((A, RIGHT, True), system='Add.')
   assert sample_rows(spoken, spoken.samples)[0]['system'] == 'Add.'
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -80,6 +81,32 @@ def test_a_folder_that_is_none_is_one_clear_line(folder, tmp_path):
     shards.Lines(str(folder))
 
 
+@pytest.mark.parametrize('content', [None, b'', b'no array', b'\x93NUMPY'])
+def test_a_shard_that_cannot_be_read_is_one_clear_line(folder, content):
+  path = sorted(folder.glob('*.npy'))[-1]
+  path.unlink() if content is None else path.write_bytes(content)
+  with pytest.raises(UserError, match=rf'{path.name} cannot be read \(.*\); make the folder again'):
+    shards.Lines(str(folder))
+
+
+def test_a_cut_shard_is_one_clear_line(folder):
+  (folder / '00000.npy').write_bytes((folder / '00000.npy').read_bytes()[:-9])
+  with pytest.raises(UserError, match=r'00000.npy cannot be read \(.*\); make the folder again'):
+    shards.fingerprint(str(folder))
+
+
+def test_few_of_many_shards_are_open_at_a_time(tmp_path):
+  about = dataclasses.replace(ABOUT, length=8)
+  rows = [Row([n + 1] * 9, [1.0] * 9) for n in range(2 * shards.OPEN_FILES)]
+  teach = lambda made: say(made.targets_BL)
+  shards.write(tmp_path / 'f', about, shards.taught(rows, about, 1, teach))
+  opened = lambda: pathlib.Path('/proc/self/maps').read_text().count(str(tmp_path))
+  lines = shards.Lines(str(tmp_path / 'f'))
+  found = lines.take(0, len(rows), 0, 0).batch.targets_BL
+  assert opened() <= shards.OPEN_FILES < len(lines.about.shards) == len(rows)
+  assert sorted(found[:, 0]) == list(range(1, len(rows) + 1))
+
+
 def test_a_failing_teacher_leaves_no_folder(tmp_path):
   def teach(made):
     raise KeyboardInterrupt
@@ -95,3 +122,15 @@ def test_the_fingerprint_is_that_of_the_lines(folder, tmp_path):
   shards.write(other, ABOUT, shards.taught(ROWS, ABOUT, 2, lambda made: say(made.targets_BL + 1)))
   first, same, different = (shards.fingerprint(str(f)) for f in (folder, again, other))
   assert first == same != different
+
+
+def test_the_fingerprint_sees_every_shard(tmp_path):
+  about = dataclasses.replace(ABOUT, length=8)
+  rows = [Row([n + 1] * 9, [1.0] * 9) for n in range(600)]
+  teach = lambda made: say(made.targets_BL)
+  shards.write(tmp_path / 'f', about, shards.taught(rows, about, 1, teach))
+  before = shards.fingerprint(str(tmp_path / 'f'))
+  changed = np.load(tmp_path / 'f' / '00123.npy')
+  changed['logp'] -= 1
+  np.save(tmp_path / 'f' / '00123.npy', changed)
+  assert shards.fingerprint(str(tmp_path / 'f')) != before

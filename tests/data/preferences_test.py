@@ -90,6 +90,23 @@ def test_pairs_are_rows_as_the_chat_template_writes_them(jsonl):
   assert (good.labels, bad.labels) == ((1.0,), (0.0,))
 
 
+@pytest.mark.parametrize(
+  ('spec', 'kind', 'judged'),
+  [
+    (Pairs, 'pairs', {'chosen': '2', 'rejected': '3'}),
+    (Labelled, 'labels', {'completion': '2', 'label': 1}),
+    (Steps, 'steps', {'steps': ['1', '2'], 'labels': [1, 1]}),
+  ],
+)
+def test_a_system_prompt_of_a_record_is_read(jsonl, spec, kind, judged):
+  row = {'question': '1+1', 'system': 'Be brief.', **judged}
+  for c in make(spec(jsonl(row)), kind).groups[0]:
+    assert c.row.tokens.tolist()[: c.row.weights.tolist().index(1)] == TOK.prompt(
+      '1+1', 'Be brief.'
+    )
+  assert "field 'system' is of type int" in said(make, spec(jsonl(row | {'system': 3})), kind)
+
+
 def test_a_completion_is_not_opened_twice(jsonl):
   for text in ('<think>\n2</think>', '<think>2</think>', '2</think>'):
     spec = Labelled(jsonl({'question': '1+1', 'completion': text, 'label': 0.25}))

@@ -189,6 +189,14 @@ def test_solved_rows_are_those_of_the_template(jsonl):
   assert listed(source.rows(0)) == rendered('1', '2', '3')
 
 
+def test_solved_rows_may_have_a_system_prompt(jsonl):
+  row = {'problem': 'x', 'solution': 'y', 'answer': 'z'}
+  source = make(Solved(jsonl([row | {'system': s} for s in ('Be brief.', None, 3)])))
+  assert listed(source.rows(0)) == rendered('x', 'y', 'z', 'Be brief.')
+  assert listed(source.rows(1)) == rendered('x', 'y', 'z')
+  assert "line 3: field 'system' is of type int, expected a text" in said(source.rows, 2)
+
+
 def test_a_solution_too_long_for_a_line_or_without_a_field_is_a_bad_record(jsonl):
   rows = [{'problem': 'x', 'solution': 'y' * n, 'answer': 'z'} for n in (3, 4)]
   spec = jsonl([*rows, {'problem': 'x', 'solution': 'y'}])

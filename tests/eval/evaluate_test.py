@@ -113,6 +113,9 @@ def test_forced_opens_the_answer():
 def test_errors():
   with pytest.raises(ValueError, match='problems=10 must be a multiple of batch=4'):
     Evaluation(problems=10, batch=4)
+  for name, least in (('problems', 1), ('samples', 1), ('batch', 1), ('shown', 0)):
+    with pytest.raises(ValueError, match=f'^{name}={least - 1}; expected {least} or more'):
+      Evaluation(**{name: least - 1})
   with pytest.raises(UserError, match=r'digits has 8 held-out problems, .* asks for 16'):
     evaluate.held_out(Digits(), TOK, Evaluation(problems=16, batch=4, limits=SPEC.limits))
   with pytest.raises(UserError, match='the prompt of 0 has 7 tokens, the limit is 6'):

@@ -99,6 +99,11 @@ def rows(stage, **figures):
       ['Divergence from the teacher', 'Agreement with the teacher'],
     ),
     (
+      rows('distill', **{'layer2/unexplained': 0.5, 'layer2/error': 3.0}),
+      [],
+      ["The teacher's layers"],
+    ),
+    (
       rows('ppo', reward=0.1, value_loss=0.6, explained_variance=-0.7, accuracy=None),
       [],
       ['Reward', 'Value loss', 'Explained variance of returns'],
@@ -140,6 +145,24 @@ def test_one_language_is_no_mix_and_rare_ones_are_the_rest():
   assert axes.get_legend_handles_labels()[1] == [*'abcdefg', 'rest']
   tops = [float(p.get_data().values[0]) for p in axes.patches]
   assert tops[-2:] == pytest.approx([0.96, 1.0])
+
+
+def test_a_step_wholly_in_another_language_is_drawn():
+  """Shares of 0 are not in the rows; a step without words has no share at all."""
+  shares = ({'language/en': 1.0}, {'language/zh': 1.0}, {}, {'language/en': 1.0})
+  rows = [{'stage': 'grpo', 'step': i, **share} for i, share in enumerate(shares)]
+  axes = Figure().add_subplot()
+  panels.languages(rows, 'grpo')(axes)
+  english, chinese = (p.get_data().values.tolist() for p in axes.patches)
+  assert (english, chinese) == ([1.0, 0.0, 1.0], [1.0, 1.0, 1.0])
+
+
+def test_layers_are_in_their_order():
+  found = rows('distill', **{f'layer{i}/unexplained': 0.5 for i in (10, 9)})
+  axes = Figure().add_subplot()
+  (panel,) = panels.panels(found, [])
+  panel(axes)
+  assert axes.get_legend_handles_labels()[1] == ['layer 9', 'layer 10']
 
 
 def test_clipping_is_drawn_where_there_was_any():

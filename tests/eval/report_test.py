@@ -47,6 +47,12 @@ def test_table():
   ]
 
 
+def test_several_samples_a_problem_measure_these_problems():
+  for problems, noted in ((512, True), (1024, False)):
+    text = report.table([SFT | {'problems': problems}, GRPO])
+    assert ('95 % interval: of these problems; no chain' in text) == noted
+
+
 def test_table_of_little():
   """A column that nothing fills is left out; one that some fill holds dashes."""
   assert report.table([{'name': 'after GRPO', 'stage': 'grpo'}]).splitlines() == [
@@ -113,7 +119,18 @@ def test_summary():
     'grpo': {'steps': 2, 'tokens_per_s': None, 'seconds': {'rollout': 4.0, 'train': 4.0}},
   }
   assert 'gain_points' not in report.summary(ROWS, [SFT])
+  assert 'gain_points' not in report.summary(ROWS, [GRPO])
   assert SFT.keys() == GRPO.keys() and 'accuracy' not in SFT  # the input is left as it was
+
+
+def test_the_gain_is_of_rollouts_under_any_name():
+  """From what stands in front of the first of them to the furthest of the last."""
+  rows = [row | {'stage': {'grpo': 'ppo'}.get(row['stage'], row['stage'])} for row in ROWS]
+  rows.append({'stage': 'more', 'step': 1, 'reward': 0.5})
+  warm, ppo = SFT | {'stage': 'dpo', 'correct': 256}, GRPO | {'stage': 'ppo'}
+  assert report.summary(rows, [SFT, warm, ppo])['gain_points'] == 50.0
+  more = ppo | {'stage': 'more', 'step': 1, 'correct': 1024}
+  assert report.summary(rows, [SFT, warm, ppo, more])['gain_points'] == 75.0
 
 
 def test_write(tmp_path):

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import distill as example
 from r1jax.algos import distill
 from r1jax.algos.distill import Distill, Ignored, Reverse
 from r1jax.core import metrics
+from r1jax.core.config import ConfigError
 from r1jax.data.batch import Row, batch
 from r1jax.model import transformer
 from r1jax.model.config import GQA, Dense, Layer, ModelConfig, MoE
@@ -152,3 +154,21 @@ def test_what_does_not_fit_together_is_refused(optimizer):
     Hidden(())
   with pytest.raises(ValueError, match='k is 0; expected 1 or more'):
     Logits(k=0)
+
+
+@pytest.mark.parametrize('field', ['steps', 'lines', 'microbatches'])
+def test_numbers_out_of_range_are_refused(optimizer, field):
+  with pytest.raises(ValueError, match=rf'{field}=0\b.*; all must be ≥ 1'):
+    dataclasses.replace(stage_of(optimizer, Logits()), **{field: 0})
+  with pytest.raises(ValueError, match='length=0; a line holds 1 input or more'):
+    Live('teacher', length=0)
+  for objective in (Logits(), Hidden(((0, 0),))):
+    for hard in (-0.5, float('nan'), float('inf')):
+      with pytest.raises(ValueError, match='expected a weight of 0 or more'):
+        dataclasses.replace(objective, hard=hard)
+
+
+def test_an_unknown_part_of_the_example_config_is_one_line():
+  for where in ('runs/x', 'runs/x,', 'a,b,c'):
+    with pytest.raises(ConfigError, match=f'distill.py:{where}; expected TEACHER,FOLDER or alone'):
+      example.get_config(where)

@@ -10,12 +10,13 @@ import pytest
 
 from r1jax.algos import lora
 from r1jax.algos.lora import LoRA
+from r1jax.algos.ppo import PPO, Separate
 from r1jax.checkpoint import checksum
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core import tree
 from r1jax.core.errors import UserError
 from r1jax.model.transformer import Transformer
-from r1jax.train import converted, merged, parameters, reinforce, restored, weights
+from r1jax.train import converted, merged, parameters, points, reinforce, restored, weights
 from r1jax.train.loop import train
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
@@ -179,6 +180,28 @@ def test_other_weights_under_the_adapters_are_refused(exp, finished, base, tmp_p
   marker.write_text(json.dumps(record))
   with pytest.raises(UserError, match='trained on other weights'):
     restored.load(str(copy))
+  with pytest.raises(UserError, match='trained on other weights'):
+    points.restore(exp, None, Store(copy / FOLDER), Store(copy / FOLDER).latest())
+
+
+def test_a_run_stays_with_the_step_that_it_began_with(exp, finished, base, tmp_path):
+  """Also when its base has a later one by now."""
+  workdir, *_ = finished
+  later = tmp_path / 'base'
+  shutil.copytree(base, later)
+  moved = dataclasses.replace(exp, init=str(later))
+  first = weights.pinned(moved, tmp_path / 'new')
+  assert first.init == str(later / FOLDER / '3')
+  with Store(later / FOLDER) as store:
+    store.save(9, {'x': jax.numpy.ones(1)}, {}, block=True)
+  assert weights.pinned(moved, tmp_path / 'new').init == str(later / FOLDER / '9')
+  assert weights.pinned(exp, workdir).init == str(base / FOLDER / '3')
+  with Store(base / FOLDER) as store:
+    store.save(9, {'x': jax.numpy.ones(1)}, {}, block=True)
+  try:
+    assert weights.pinned(exp, workdir).init == str(base / FOLDER / '3')
+  finally:
+    shutil.rmtree(base / FOLDER / '9')
 
 
 def test_an_export_asks_for_a_merge_first(finished, tmp_path):
@@ -187,6 +210,9 @@ def test_an_export_asks_for_a_merge_first(finished, tmp_path):
     converted.out_of(str(workdir), tmp_path / 'out', 'keep', lambda _: None)
 
 
-def test_lora_needs_a_base(experiment):
+def test_lora_needs_a_base_and_no_second_trunk(experiment, exp):
   with pytest.raises(ValueError, match=r'config\.init'):
     dataclasses.replace(experiment, lora=LoRA())
+  critic = dataclasses.replace(exp.stages[1], algorithm=PPO(group=2, trunk=Separate()))
+  with pytest.raises(ValueError, match='Shared'):
+    dataclasses.replace(exp, stages=(critic,))

@@ -134,6 +134,22 @@ def test_a_fresh_head_says_zero_and_its_critic_is_a_copy(experiment):
   assert set(weights.model_only(exp.model, params)) == set(params) - {'critic', 'value'}
 
 
+def test_a_token_outside_the_trainers_own_set_spoils_no_advantage(made):
+  """Its recomputed log-probability is −inf: it is left out of targets and whitening too."""
+  exp, _, pending = made
+  stage = exp.stages[1]
+  old_BL = pending.batch.sampled_BL.copy()
+  b, l = np.argwhere(np.asarray(pending.batch.batch.weights_BL) > 0)[0]
+  old_BL[b, l] = -np.inf
+  batch, judged = reinforce.criticized(
+    pending.batch._replace(old_BL=old_BL), pending.batch.value_BL, stage
+  )
+  assert all(np.isfinite(x).all() for x in batch.targets) and np.isfinite(
+    judged['explained_variance']
+  )
+  assert batch.targets.advantage_BL[b, l] == 0
+
+
 def test_explained_variance_by_hand():
   mask = np.array([[1, 1, 1, 1, 0]])
   to = Targets(None, np.array([[0.0, 1.0, 2.0, 3.0, 9.0]]))

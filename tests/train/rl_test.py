@@ -143,3 +143,17 @@ def test_rollouts_split_evenly(experiment):
     rl.RL(optimizer, 1, GRPO(group=4), prompts=3, minibatches=2, microbatches=4)
   expected = '12 samples (3 prompts × group 4) do not split into 2 minibatches × 4 microbatches'
   assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+  'field', [{'minibatches': 0}, {'microbatches': 0}, {'refresh': 0}, {'waves': 0}, {'waves': 3}]
+)
+def test_counts_are_checked_at_once(experiment, field):
+  with pytest.raises(ValueError, match=r'≥ 1|do not split'):
+    dataclasses.replace(experiment.stages[1], **field)
+
+
+def test_groups_of_one_are_not_refilled(experiment):
+  alone = algorithm(experiment.stages[1], group=1)
+  with pytest.raises(ValueError, match='group of one'):
+    dataclasses.replace(alone, refill=rl.Refill(2))

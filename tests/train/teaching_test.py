@@ -14,13 +14,14 @@ from r1jax.core.errors import UserError
 from r1jax.curate import shards
 from r1jax.data.batch import Row
 from r1jax.data.mix import Mixture, Part
-from r1jax.data.sources import Worked
+from r1jax.data.sources import Solved, Worked
 from r1jax.model import flops, transformer
 from r1jax.model.config import GQA, Dense, Layer, ModelConfig
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.optim import optimizer as optim
 from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant
+from r1jax.records.jsonl import Jsonl
 from r1jax.sharding import place
 from r1jax.sharding.mesh import Mesh
 from r1jax.sharding.mesh import make as make_mesh
@@ -112,7 +113,13 @@ def test_figures_count_tokens_and_the_work_of_both_models(student, teacher, expe
   plan = teaching.plan(student, live(teacher, Logits(k=3)))
   lesson = plan.batch(0, None)
   tokens = int((np.asarray(lesson.batch.inputs.segments_BL) > 0).sum())
-  work = flops.training_flops(SMALL, [48]) + flops.forward_flops(experiment.model, [48])
+  # Of the teacher by hand: it runs two layers and one head, and no prediction module.
+  queries, keys, out = 32 * 2 * 16, 32 * (16 + 8) + 16 * 2 * 16, 2 * 8 * 32
+  experts = 3 * 32 * 16 * (experiment.model.layers[0].mlp.shared + 2) + 32 * 4
+  seen = 48 * 49 // 2 * 2 * (8 + 8 + 8)
+  matrices = 2 * (queries + keys + out + experts) + 32 * 272
+  work = flops.training_flops(SMALL, [48]) + 2 * (48 * matrices + 2 * seen)
+  assert experiment.model.mtp
   assert plan.figures(lesson) == {'tokens': tokens, 'flops': pytest.approx(work / 48 * tokens)}
   assert isinstance(plan, Plan) and plan.evaluate is None
 
@@ -192,6 +199,15 @@ def test_a_teacher_that_does_not_fit_is_refused(student, teacher, folder, experi
   ):
     with refuse(stage, said):
       teaching.check(stage, SMALL, student.tok)
+
+
+def test_a_live_teachers_data_is_tried_at_once(student, teacher, tmp_path):
+  rows = [{'problem': 'x' * 99, 'solution': 'y', 'answer': 'z'}] * 2
+  (tmp_path / 'long').write_text('\n'.join(map(json.dumps, rows)))
+  data = Mixture((Part(Solved(Jsonl(str(tmp_path / 'long')))),))
+  stage = stage_of(Live(teacher, data, 48), Logits())
+  with pytest.raises(UserError, match=r'line \d: \d+ inputs, a line holds 48; raise length'):
+    teaching.fingerprints(stage, student.task, student.tok)
 
 
 def test_different_tokenizers_allow_samples_only(student, params, folder, experiment, tmp_path):

@@ -5,14 +5,14 @@
 
 or z = restrict(x W / temperature, S_t) where the sampler's kept sets S_t are given. Tokens go
 through in chunks; each chunk's logits live only while it is computed, and again when its gradient
-is (recomputed, not kept). Memory: chunk·V fp32 in place of B·T·V; flops: 2·T·D·V forward, three
-times that again with the gradient. Temperature, top-k and top-p are the sampler's own, so that a
-trainer scores the distribution that was sampled from. The gradient treats the kept set as constant.
-A given set is its ids, 4·K bytes a token (K 64 at 512 × 32,768 tokens: 4.3 GB over all devices);
-as a mask over V it lives no longer than its chunk's logits.
+is (recomputed, not kept). A chunk is some positions of all rows, so that rows stay on their
+devices. Memory: max(chunk, B)·V fp32 in place of B·T·V, split as the batch is; flops: 2·T·D·V
+forward, three times that again with the gradient. Temperature, top-k and top-p are the sampler's
+own, so that a trainer scores the distribution that was sampled from. The gradient treats the kept
+set as constant. A given set is its ids, 4·K bytes a token (K 64 at 512 × 32,768 tokens: 4.3 GB over
+all devices); as a mask over V it lives no longer than its chunk's logits.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -76,30 +76,31 @@ def likelihoods(
 def chunked(
   f: Callable[[jax.Array, Any], T], x_BLD: jax.Array, w_DV: jax.Array, beside: Any, chunk: int
 ) -> T:
-  """f(logits_CV, beside_C) of `chunk` tokens at a time, for results [B, L, …].
+  """f(logits_CV, beside_C) of some `chunk` tokens at a time, for results [B, L, …].
 
-  beside: a tree of arrays [B, L, …], of which f takes the chunk's part.
+  A piece is the same positions of every row: rows stay on the devices that hold them.
+  beside: a tree of arrays [B, L, …], of which f takes the piece's part.
   """
-  *BL, _ = x_BLD.shape
-  tokens = math.prod(BL)
-  chunk = min(chunk, tokens)
-  pad = -tokens % chunk
+  B, L, _ = x_BLD.shape
+  c = min(L, max(1, chunk // B))
+  pad = -L % c
 
   def cut(a: jax.Array) -> jax.Array:
-    rest = a.shape[len(BL) :]
-    padding = ((0, pad), *((0, 0),) * len(rest))
-    return jnp.pad(a.reshape(tokens, *rest), padding).reshape(-1, chunk, *rest)
+    padded = jnp.pad(a, ((0, 0), (0, pad), *((0, 0),) * (a.ndim - 2)))
+    return jnp.moveaxis(padded.reshape(B, -1, c, *a.shape[2:]), 1, 0)
 
   @jax.checkpoint
   def one(_: None, given: tuple[jax.Array, Any]) -> tuple[None, T]:
-    x_CD, beside_C = given
+    flat = lambda a: a.reshape(B * c, *a.shape[2:])
+    x_CD, beside_C = jax.tree.map(flat, given)
     logits_CV = jnp.einsum(
       'CD,DV->CV', x_CD, w_DV.astype(x_CD.dtype), preferred_element_type=jnp.float32
     )
-    return None, f(logits_CV, beside_C)
+    out = f(logits_CV, beside_C)
+    return None, jax.tree.map(lambda a: a.reshape(B, c, *a.shape[1:]), out)
 
   out = jax.lax.scan(one, None, jax.tree.map(cut, (x_BLD, beside)))[1]
-  whole = lambda a: a.reshape(-1, *a.shape[2:])[:tokens].reshape(*BL, *a.shape[2:])
+  whole = lambda a: jnp.moveaxis(a, 0, 1).reshape(B, -1, *a.shape[3:])[:, :L]
   return jax.tree.map(whole, out)
 
 
