@@ -144,9 +144,11 @@ def _assemble(
   total: int | None = None,
 ) -> jax.Array:
   """The array at its place, from all of it or from `lines` of its `total` rows along the axis."""
-  local = where.is_fully_addressable
-  if lines is None and isinstance(x, jax.Array) and (local or not x.is_fully_addressable):
-    return jax.device_put(x, where)  # never over the host, and no host has all of it
+  if lines is None and isinstance(x, jax.Array):
+    if x.sharding == where:
+      return x  # of several processes none has all of it
+    if where.is_fully_addressable:
+      return jax.device_put(x, where)  # never over the host
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     data = _assemble(jax.random.key_data(x), where, axis, lines, total)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))

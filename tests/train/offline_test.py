@@ -96,7 +96,12 @@ def test_heads_live_as_long_as_their_stage(exp, finished):
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize('at', [2, 4, 6, 8])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  'at', [pytest.param(2, marks=slow), 4, pytest.param(6, marks=slow), pytest.param(8, marks=slow)]
+)
 def test_contract_11_a_resumed_run_ends_with_the_same_bits(exp, finished, tmp_path, at):
   """From the middle of each stage, its reference, heads and batches included."""
   workdir, summary = finished
