@@ -144,7 +144,7 @@ def test_merged_it_is_an_ordinary_checkpoint_of_the_same_function(finished, tmp_
   assert restored.load(str(tmp_path / 'whole')).exp.lora is None
   tokens = np.random.default_rng(0).integers(0, 256, (2, 24))
   inputs = inputs_of(tokens, len(exp.model.mtp))
-  run = lambda p: Transformer(exp.model).apply({'params': p}, inputs).x_BLD
+  run = jax.jit(lambda p: Transformer(exp.model).apply({'params': p}, inputs).x_BLD)
   np.testing.assert_allclose(run(ours), run(theirs), atol=2e-4)
   with pytest.raises(UserError, match='no adapters to merge'):
     merged.write(str(tmp_path / 'whole'), tmp_path / 'again')
