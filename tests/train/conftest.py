@@ -4,6 +4,7 @@ import dataclasses
 import io
 import pathlib
 
+import jax
 import pytest
 
 from r1jax.algos.grpo import GRPO
@@ -49,6 +50,15 @@ SMOOTH = AdamW(Constant(1e-2), eps=1e-2)
 @pytest.fixture(scope='module', autouse=True)
 def quickly(quick_compilation):
   """Compiling dominates these tests."""
+
+
+@pytest.fixture(scope='module')
+def one_device():
+  """Runs as on a machine with one device, among the eight of the tests."""
+  real = jax.devices
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'devices', lambda *args: real(*args)[:1])
+    yield
 
 
 @pytest.fixture(scope='session')

@@ -26,15 +26,6 @@ def exp(experiment):
 
 
 @pytest.fixture(scope='module')
-def one_device():
-  """Runs as on a machine with one device, among the eight of the tests."""
-  real = jax.devices
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'devices', lambda *args: real(*args)[:1])
-    yield
-
-
-@pytest.fixture(scope='module')
 def finished(exp, one_device, tmp_path_factory):
   """(workdir, summary) of a run that nothing interrupted."""
   workdir = tmp_path_factory.mktemp('run')

@@ -23,15 +23,6 @@ pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
 
 
 @pytest.fixture(scope='module')
-def one_device():
-  """Runs as on a machine with one device, among the eight of the tests."""
-  real = jax.devices
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'devices', lambda *args: real(*args)[:1])
-    yield
-
-
-@pytest.fixture(scope='module')
 def base(experiment, one_device, tmp_path_factory):
   """A workdir of plain SFT."""
   workdir = tmp_path_factory.mktemp('base')

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import pytest
 
 from r1jax.algos.dpo import DPO
@@ -21,15 +20,6 @@ from r1jax.train.preferences import Preference
 from tests.train.conftest import SMOOTH
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
-
-
-@pytest.fixture(scope='module')
-def one_device():
-  """Runs as on a machine with one device, among the eight of the tests."""
-  real = jax.devices
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'devices', lambda *args: real(*args)[:1])
-    yield
 
 
 def preference(objective, name):

@@ -34,16 +34,16 @@ def grade(calls):
 
 
 class Collect:
-  """A keeper that keeps figures."""
+  """A keeper that keeps figures, and the points at which a run may stop (on the host)."""
 
   def __init__(self):
-    self.seen = []
+    self.seen, self.paused = [], []
 
   def done(self, point, figures):
     self.seen.append(figures)
 
-  def pause(self, _):
-    pass
+  def pause(self, point):
+    self.paused.append(dataclasses.replace(point, state=jax.device_get(point.state)))
 
   def resting(self, _):
     return contextlib.nullcontext()
@@ -176,6 +176,25 @@ def test_a_checkpoint_holds_the_critic_and_gives_it_back(experiment, bare, tmp_p
   # What evaluates reads the model alone.
   model = restored.load(str(tmp_path)).params
   assert model.keys() == weights.model_only(exp.model, point.state.params).keys()
+
+
+def test_contract_11_a_paused_rollout_is_used_up_with_the_same_bits(experiment, bare, tmp_path):
+  """Values and targets come back with it: from a checkpoint between two updates of a step."""
+  exp = with_ppo(experiment, trunk=Separate(), old='recomputed')
+  run, keep = bare(exp, None, grade), Collect()
+  whole = stage_of(run, start(exp), keep)
+  point = next(p for p in keep.paused if p.step == 1 and p.pending.done == 1)
+  with Store(tmp_path / FOLDER) as store:
+    saved = points.saved(exp, None, dataclasses.replace(point, state=jax.device_put(point.state)))
+    store.save(int(point.state.step), *saved, block=True)
+    got = points.restore(exp, None, store, int(point.state.step))
+  jax.tree.map(np.testing.assert_array_equal, got.pending.batch, point.pending.batch)
+  jax.tree.map(np.testing.assert_array_equal, stage_of(run, got, Collect()), whole)
+
+
+def stage_of(run, point, keep):
+  """The state behind the rest of the RL stage."""
+  return reinforce.run_rl(run, run.exp.stages[1], point, keep)
 
 
 def test_the_next_stage_begins_without_the_critic(experiment):
