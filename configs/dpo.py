@@ -8,7 +8,8 @@ with another share. Other losses: --config.stages[1].objective.form.type=IPO,
 --config.stages[1].objective.score.type=PerToken.
 
 Needs: two CPU cores, 4 GiB, 3 minutes. Not yet run on TPU or GPU.
-Reached: not yet measured.
+Reached (seed 0, one run): 90.2 % of 512 held-out pairs, 85.4 % before; the task's accuracy, 4.9 %
+after so little SFT, fell to 0.5 %: this DPO lowers the likelihood of the chosen solutions too.
 """
 
 import dataclasses

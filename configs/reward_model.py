@@ -11,7 +11,8 @@ accuracy, agreement, margin and calibration on held-out problems. The body is th
 and is trained with the head: afterwards it judges and writes no more.
 
 Needs: the quickstart's run; two CPU cores, 4 GiB, 6 minutes each. Not yet run on TPU or GPU.
-Reached: not yet measured.
+Reached (seed 0, one run): pairwise 87.5 % of 512 held-out pairs; pointwise and process not yet
+measured at these steps and rates.
 """
 
 import dataclasses
