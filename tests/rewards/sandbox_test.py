@@ -19,17 +19,6 @@ ROOT = os.geteuid() == 0
 PYTHON = ('/usr/bin/python3', '-I', '-S', '-E', '-c')
 
 
-@pytest.fixture
-def box():
-  """The sandbox; skips where there is none."""
-  box = Bubblewrap()
-  try:
-    box.check()
-  except UserError as e:
-    pytest.skip(str(e))
-  return box
-
-
 @contextlib.contextmanager
 def fake(script):
   """A program in bwrap's place that all may run."""
