@@ -4,11 +4,13 @@
   h      = s(chosen) − s(rejected)
   Sigmoid  −(1−ε) log σ(β h) − ε log σ(−β h)      DPO, arXiv 2305.18290; ε > 0 is conservative DPO
   IPO      (h − 1/(2β))²                          arXiv 2310.12036, equation 17, τ = β
+  nll      + α · −log π(chosen)/|chosen|          arXiv 2404.19733, equation 2
 
 With Summed, Sigmoid's minimum over preferences of a Bradley-Terry reward r is π ∝ π_ref exp(r/β).
 IPO's h stays bounded where every label agrees. PerToken is what TRL calls `sigmoid_norm`, and what
-it means by `ipo`. Log-probabilities are sums over the completion's tokens, prompts left out; the
-reference's are constants. Cost: O(B) beside two scored completions a pair.
+it means by `ipo`. Losses of h alone are met, too, by both sides becoming unlikely, the rejected one
+more so; nll keeps the chosen one written. Log-probabilities are sums over the completion's tokens,
+prompts left out; the reference's are constants. Cost: O(B) beside two scored completions a pair.
 """
 
 import dataclasses
@@ -50,15 +52,21 @@ class PerToken:
 
 @dataclasses.dataclass(frozen=True)
 class DPO:
-  """beta: strength of the pull to the reference, in the unit that `score` gives."""
+  """beta: strength of the pull to the reference, in the unit that `score` gives.
+
+  nll: α, weight of the chosen completions' own loss, nats a token; 0 leaves it out (1 is usual).
+  """
 
   beta: float = 0.1
   form: Sigmoid | IPO = dataclasses.field(default_factory=Sigmoid)
   score: Summed | PerToken = dataclasses.field(default_factory=Summed)
+  nll: float = 0.0
 
   def __post_init__(self) -> None:
     if self.beta <= 0:
       raise ValueError(f'beta is {self.beta}; it must be > 0')
+    if self.nll < 0:
+      raise ValueError(f'nll is {self.nll}; it must be ≥ 0')
 
 
 class Scored(NamedTuple):
@@ -108,5 +116,10 @@ def loss(
     'chosen_reward': cfg.beta * chosen_B,
     'rejected_reward': cfg.beta * rejected_B,
   }
+  losses_B = pair_losses(h_B, cfg)
+  if cfg.nll:
+    logp_B = jnp.where(mask_B, chosen.logp_B, 0)
+    per_pair['chosen_nll'] = -logp_B / jnp.maximum(chosen.tokens_B, 1)
+    losses_B += cfg.nll * per_pair['chosen_nll']
   metrics = {name: masked(x_B, mask_B) for name, x_B in per_pair.items()}
-  return masked(pair_losses(h_B, cfg), mask_B), metrics
+  return masked(losses_B, mask_B), metrics

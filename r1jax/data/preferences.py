@@ -180,6 +180,19 @@ def encode(tok: Tokenizer, text: str) -> list[int]:
   return [i for p in parts for i in (tok.encode_special(p) if p in TAGS else tok.encode(p))]
 
 
+def judged_row(
+  tok: Tokenizer, question: str, pieces: Sequence[str], system: str | None = None
+) -> tuple[list[int], int, list[int]]:
+  """(prompt and completion, length of the prompt, where the pieces end) as inputs of a judge."""
+  first, *rest = pieces
+  ids = tok.prompt(question, system)
+  prompt, ends = len(ids), []
+  for piece in (unopened(tok, first), *rest):
+    ids = [*ids, *encode(tok, piece)]
+    ends.append(len(ids) - 1)
+  return ids, prompt, ends
+
+
 def unopened(tok: Tokenizer, text: str) -> str:
   """A completion without what the prompt of a public template holds of it already."""
   return text.removeprefix(tok.opened).removeprefix(THINK_OPEN if tok.opened else '')
@@ -205,16 +218,11 @@ def batch(rows: Sequence[Completion], size: int, width: int, depths: int = 0) ->
 
 def _completion(tok: Tokenizer, draft: _Draft, width: int) -> Completion:
   """The row of a draft."""
-  first, *rest = draft.pieces
-  ids = tok.prompt(draft.question, draft.system)
-  prompt, ends = len(ids), []
-  for piece in (unopened(tok, first), *rest):
-    ids = [*ids, *encode(tok, piece)]
-    if len(ids) - 1 == (ends[-1] if ends else prompt - 1):
-      raise RecordError(
-        f'{draft.where}: a completion or a step of it is empty, expected text; remove the row'
-      )
-    ends.append(len(ids) - 1)
+  ids, prompt, ends = judged_row(tok, draft.question, draft.pieces, draft.system)
+  if any(end == before for before, end in zip((prompt - 1, *ends), ends)):
+    raise RecordError(
+      f'{draft.where}: a completion or a step of it is empty, expected text; remove the row'
+    )
   ids = [*ids, *tok.encode_special(EOS)]
   if len(ids) - 1 > width:
     raise RecordError(f'{draft.where}: {len(ids) - 1} inputs, a row holds {width}; raise width')

@@ -1,12 +1,14 @@
-"""Rewards of whole texts by a trained reward model: what R1 adds to its rules on general data.
+"""Rewards by a trained reward model: what R1 adds to its rules where no rule can tell.
 
     Pairwise     r at the last token of prompt + completion         any size, no zero
-    Pointwise    σ(r) there, the chance that the answer is good     0 … 1
+    Pointwise    σ(r) there, the chance that the completion is good 0 … 1
+    Process      σ(r) at the end of every step                      0 … 1
 
-Weights with the head in them are handed in, so that scoring knows nothing of training. Rows of like
-length share a batch of one of a few shapes (engine/buckets.py): at most `slots` tokens with their
-padding, a compiled program for each width. Cost: one forward pass, 2 · active parameters flops a
-slot. The order of the rows changes no reward beyond rounding. No stage uses it yet.
+Weights with the head in them are handed in, so that scoring knows nothing of training
+(train/judge.py restores both). Rows of like length share a batch of one of a few shapes
+(engine/buckets.py): at most `slots` tokens with their padding, a compiled program for each width.
+Cost: one forward pass, 2 · active parameters flops a slot. The order of the rows changes no reward
+beyond rounding.
 """
 
 import functools
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.algos.reward_model import Pairwise, Pointwise
+from r1jax.algos.reward_model import Pairwise, RewardModel
 from r1jax.core.program import Announce, Program, silent
 from r1jax.engine import buckets
 from r1jax.model import heads
@@ -29,10 +31,8 @@ HEAD = 'reward'
 WIDTHS = 33  # from 16 to 2**20 tokens there are that many
 
 
-def program(
-  cfg: ModelConfig, objective: Pairwise | Pointwise, announce: Announce = silent
-) -> Program:
-  """The compiled (params, tokens_BL, lengths_B) -> reward_B of a model trained by `objective`."""
+def program(cfg: ModelConfig, objective: RewardModel, announce: Announce = silent) -> Program:
+  """The compiled (params, tokens_BL, lengths_B) -> reward_BL of a model trained by `objective`."""
   f = functools.partial(rewards, cfg=cfg, objective=objective)
   return Program('rewards of a reward model', f, announce, traces=WIDTHS)
 
@@ -43,14 +43,13 @@ def rewards(
   lengths_B: jax.Array,
   *,
   cfg: ModelConfig,
-  objective: Pairwise | Pointwise,
+  objective: RewardModel,
 ) -> jax.Array:
-  """reward_B of padded rows; padding is neither seen nor routed."""
+  """reward_BL at every token of padded rows; padding is neither seen nor routed."""
   positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
   segments_BL = (positions_BL < lengths_B[:, None]).astype('int32')
   r_BL, _ = heads.scores(params, cfg, HEAD, Inputs(tokens_BL, positions_BL, segments_BL))
-  r_B = heads.last(r_BL, lengths_B - 1)
-  return jax.nn.sigmoid(r_B) if isinstance(objective, Pointwise) else r_B
+  return r_BL if isinstance(objective, Pairwise) else jax.nn.sigmoid(r_BL)
 
 
 def score(
@@ -61,17 +60,32 @@ def score(
   slots: int = 8192,
 ) -> np.ndarray:
   """fp32 rewards of rows of tokens (prompt + completion, see `read`), in the order given."""
+  last = [(len(row) - 1,) for row in rows]
+  scored = steps(program, params, rows, last, mesh, slots)
+  return np.array([r for (r,) in scored], np.float32)
+
+
+def steps(
+  program: Program,
+  params: Any,
+  rows: Sequence[Sequence[int]],
+  ends: Sequence[Sequence[int]],
+  mesh: jax.sharding.Mesh | None = None,
+  slots: int = 8192,
+) -> list[np.ndarray]:
+  """fp32 rewards of each row at its places `ends`: the last tokens of the steps."""
   empty = next((i for i, row in enumerate(rows) if not len(row)), None)
   if empty is not None:
     raise ValueError(f'row {empty} has no tokens to score; give the prompt and the completion')
   lengths, shards = [len(row) for row in rows], buckets.shards(mesh)
-  scored = np.zeros(len(rows), np.float32)
+  scored: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
   for members in buckets.batches(lengths, slots, shards):
     # Always as many rows as fit: one shape a width, whatever is left for the last batch.
     full = buckets.fit(buckets.bucket(max(lengths[i] for i in members)), slots, shards)
     padded = buckets.pad([rows[i] for i in members], 0, shards, least=full)
-    made = processes.fetch(program(params, *place.rows(mesh, tuple(padded))))
-    scored[members] = made[: len(members)]
+    made_BL = processes.fetch(program(params, *place.rows(mesh, tuple(padded))))
+    for i, r_L in zip(members, made_BL):
+      scored[i] = r_L[list(ends[i])]
   return scored
 
 

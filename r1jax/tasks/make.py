@@ -5,10 +5,11 @@ from r1jax.tasks.choice import Choice, ChoiceTask
 from r1jax.tasks.code import Code, CodeTask
 from r1jax.tasks.file import File, load
 from r1jax.tasks.gym import Gym, GymTask
+from r1jax.tasks.logic import Logic, LogicTask
 from r1jax.tasks.maths import Maths, MathsTask
 from r1jax.tasks.task import Task
 
-TaskSpec = Gym | Maths | Choice | Code | File
+TaskSpec = Gym | Maths | Choice | Code | Logic | File
 
 
 def make(spec: TaskSpec) -> Task:
@@ -22,7 +23,10 @@ def make(spec: TaskSpec) -> Task:
       return ChoiceTask(spec)
     case Code():
       return CodeTask(spec)
+    case Logic():
+      return LogicTask(spec)
     case File():
       return load(spec)
     case _:
-      raise UserError(f'task is {spec!r}; expected Gym(…), Maths(…), Choice(…), Code(…) or File(…)')
+      kinds = 'Gym(…), Maths(…), Choice(…), Code(…), Logic(…) or File(…)'
+      raise UserError(f'task is {spec!r}; expected {kinds}')

@@ -1,6 +1,6 @@
 """The model's view of a batch, shared by every objective.
 
-    L = L_main + λ L_MTP + α L_balance
+    L = L_main + λ L_MTP + α L_balance + L_length
 
 Each term is a sum over this part of the batch over a denominator of the whole one.
 """
@@ -8,17 +8,22 @@ Each term is a sum over this part of the batch over a denominator of the whole o
 import dataclasses
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.algos import sft
+from r1jax.algos import length_fit, sft
+from r1jax.algos.length_fit import LengthFit
 from r1jax.core.metrics import Mean
 from r1jax.data.batch import Batch, sequences
 from r1jax.kernels.logprob import LogProbs, logprobs
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model import transformer
 from r1jax.model.config import ModelConfig, MoE
+from r1jax.model.heads import Scalar, ScalarConfig
 from r1jax.model.transformer import Output, Transformer
+
+REMAINING = 'remaining'  # the length fit's head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +33,14 @@ class Auxiliary:
   mtp: λ; with detach_mtp the modules learn from the trunk without moving it (so RL keeps drafts in
   step).
   balance: α of the sequence-wise balance loss; gamma: speed of the router bias.
+  length: a head that learns how many tokens are still to come; None has no such head.
   """
 
   mtp: float = 0.3
   detach_mtp: bool = False
   balance: float = 1e-4
   gamma: float = 1e-3
+  length: LengthFit | None = None
 
 
 class Denominators(NamedTuple):
@@ -69,10 +76,26 @@ def run(
   return out, logprobs(out.x_BLD, head, batch.targets_BL, sampling, support_BLK=support_BLK)
 
 
+def heads(aux: Auxiliary, cfg: ModelConfig) -> dict[str, tuple[nn.Module, tuple]]:
+  """What is trained beside the model for these terms; it begins as 0."""
+  if aux.length is None:
+    return {}
+  return {REMAINING: (_length_head(cfg), (jnp.zeros((1, 1, cfg.embed), cfg.dtype),))}
+
+
 def auxiliary(
-  params: Any, cfg: ModelConfig, batch: Batch, out: Output, aux: Auxiliary, d: Denominators
+  params: Any,
+  cfg: ModelConfig,
+  batch: Batch,
+  out: Output,
+  aux: Auxiliary,
+  d: Denominators,
+  cut_B: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-  """λ L_MTP + α L_balance of this part, and their metrics."""
+  """The terms beside the main loss of this part, and their metrics.
+
+  cut_B: rows whose completion a limit cut, so that nobody knows its length.
+  """
   total, metrics = jnp.zeros(()), {}
   if cfg.mtp:
     head = transformer.head(params, cfg)
@@ -81,6 +104,13 @@ def auxiliary(
     mtp_sum, mtp_weight = sft.mtp_loss(logps, batch.ahead_weights, batch.weights_BL)
     total += aux.mtp * mtp_sum / d.tokens
     metrics['mtp_loss'] = (mtp_sum, mtp_weight)
+  if aux.length:
+    x_BLD = jax.lax.stop_gradient(out.x_BLD) if aux.length.detach else out.x_BLD
+    y_BL = _length_head(cfg).apply({'params': params[REMAINING]}, x_BLD)
+    weights_BL = batch.weights_BL if cut_B is None else batch.weights_BL * ~cut_B[:, None]
+    length_sum, weight = length_fit.loss(y_BL, weights_BL, batch.inputs.segments_BL)
+    total += aux.length.weight * length_sum / d.tokens
+    metrics['length_loss'] = (length_sum, weight)
   if out.load:
     total += aux.balance * out.balance.total / d.balance
     metrics['balance_loss'] = (out.balance.total, out.balance.weight)
@@ -88,3 +118,7 @@ def auxiliary(
     spread = loads_nE.max(-1) / jnp.maximum(loads_nE.mean(-1), 1)
     metrics['load_max_over_mean'] = (spread.sum(), jnp.float32(spread.size))
   return total, metrics
+
+
+def _length_head(cfg: ModelConfig) -> Scalar:
+  return Scalar(ScalarConfig(cfg.embed, std=0.0))

@@ -8,8 +8,11 @@ A LoRA checkpoint holds adapters; their base lies where its `init` says. Who com
 (`Adapted` leaves, as in training), who trains them on gets their sum.
 """
 
+import types
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -29,15 +32,31 @@ def masters(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh |
   return _cast(lora.merge(stored(store, step, cfg, mesh)), lambda _: jnp.dtype('float32'))
 
 
-def weights(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
+def weights(
+  store: Store,
+  step: int,
+  cfg: ModelConfig,
+  mesh: jax.sharding.Mesh | None,
+  heads: Mapping[str, tuple[nn.Module, tuple]] = types.MappingProxyType({}),
+) -> Any:
   """Parameters to compute with, at least as wide as the activations."""
   return _cast(
-    stored(store, step, cfg, mesh), lambda given: jnp.promote_types(given, jnp.dtype(cfg.dtype))
+    stored(store, step, cfg, mesh, heads),
+    lambda given: jnp.promote_types(given, jnp.dtype(cfg.dtype)),
   )
 
 
-def stored(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
-  """Parameters as they are in the checkpoint, on those of its base if it holds adapters."""
+def stored(
+  store: Store,
+  step: int,
+  cfg: ModelConfig,
+  mesh: jax.sharding.Mesh | None,
+  heads: Mapping[str, tuple[nn.Module, tuple]] = types.MappingProxyType({}),
+) -> Any:
+  """Parameters as they are in the checkpoint, on those of its base if it holds adapters.
+
+  heads: what was trained beside the model and is wanted too, each with the inputs of its init.
+  """
   held, said = store.describe(step), store.meta(step)['experiment']
   boxed = place.abstract(Transformer(cfg), dummy_inputs(cfg))
   base = None
@@ -45,16 +64,20 @@ def stored(store: Store, step: int, cfg: ModelConfig, mesh: jax.sharding.Mesh | 
     spec = config.from_dict(LoRA, {k: v for k, v in said['lora'].items() if k != 'type'})
     base = frozen(store.meta(step), cfg, spec, mesh)
     boxed = lora.boxed(boxed, spec)
+  beside = {name: place.abstract(module, *inputs) for name, (module, inputs) in heads.items()}
 
   def typed(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     found = held.get(f'params/{path}')
     dtype = leaves.parse(found).dtype if found else leaf.dtype
     return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
 
-  wanted = tree.map_named(typed, place.templates(mesh, boxed))
+  wanted, own = (
+    tree.map_named(typed, place.templates(mesh, some)) if some else {} for some in (boxed, beside)
+  )
   wanted = wanted if base is None else lora.split(wanted)[0]
-  got = store.restore({'params': wanted}, step, partial=True)['params']
-  return got if base is None else tree.merge(got, base)
+  got = store.restore({'params': wanted | own}, step, partial=True)['params']
+  own = {name: got.pop(name) for name in own}
+  return (got if base is None else tree.merge(got, base)) | own
 
 
 def frozen(

@@ -200,7 +200,7 @@ def loss(
       )
     case PPO() as a:
       main, metrics, load = ppo.loss(params, b, scored, out.x_BLD, old_BL, mask_BL, cfg, a)
-  beside, more = forward.auxiliary(params, cfg, b.batch, out, stage.auxiliary, d)
+  beside, more = forward.auxiliary(params, cfg, b.batch, out, stage.auxiliary, d, b.truncated_B)
   count = mask_BL.sum().astype(jnp.float32)
   sampled = jnp.where(mask_BL, jnp.abs(scored.logp - b.sampled_BL), 0).sum()
   metrics |= {'loss': main, 'entropy': (jnp.where(mask_BL, scored.entropy, 0).sum(), count)}

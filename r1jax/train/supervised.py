@@ -74,6 +74,8 @@ class Pretrain:
   def __post_init__(self):
     if not self.phases:
       raise ValueError('pretraining needs at least one phase')
+    if any(p.auxiliary.length for p in self.phases):
+      raise ValueError('text is cut at lines: its length cannot be fitted; leave auxiliary.length')
 
   @property
   def steps(self) -> int:

@@ -23,18 +23,24 @@ from r1jax.core import prng, tree
 from r1jax.model.config import ModelConfig
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.sharding import place
-from r1jax.train import parameters, ppo, preferences
+from r1jax.train import forward, parameters, ppo, preferences
 from r1jax.train import state as states
 from r1jax.train.distillation import Distillation
 from r1jax.train.experiment import Experiment, Stage
 from r1jax.train.preferences import Preference
 from r1jax.train.rl import RL
+from r1jax.train.supervised import Pretrain
 
 Modules = dict[str, tuple[nn.Module, tuple]]
 
 
 def heads(stage: Stage, cfg: ModelConfig) -> Modules:
   """What a stage trains beside the model: by name, a module and the inputs of its init."""
+  own = _own_heads(stage, cfg)
+  return own if isinstance(stage, Pretrain) else own | forward.heads(stage.auxiliary, cfg)
+
+
+def _own_heads(stage: Stage, cfg: ModelConfig) -> Modules:
   match stage:
     case RL(algorithm=PPO() as algorithm):
       return ppo.heads(algorithm, cfg)

@@ -67,6 +67,25 @@ def test_value_gradient_and_metrics_in_closed_form(cfg):
     np.testing.assert_allclose(got[name], want[name], rtol=1e-6, err_msg=name)
 
 
+def test_nll_is_the_chosen_loss_a_token_whatever_the_rejected_one_is():
+  plain, with_nll = DPO(0.3), DPO(0.3, nll=0.5)
+  mask_B = jnp.array([True, True, False, True, True])
+
+  def more(chosen, rejected):
+    sides = CHOSEN._replace(logp_B=chosen), REJECTED._replace(logp_B=rejected)
+    return loss(*sides, with_nll, mask_B)[0][0] - loss(*sides, plain, mask_B)[0][0]
+
+  value, grads = jax.value_and_grad(more, (0, 1))(CHOSEN.logp_B, REJECTED.logp_B)
+  nll_B = np.where(mask_B, -CHOSEN.logp_B / CHOSEN.tokens_B, 0)
+  np.testing.assert_allclose(value, 0.5 * nll_B.sum(), rtol=1e-6)
+  np.testing.assert_allclose(grads[0], np.where(mask_B, -0.5 / CHOSEN.tokens_B, 0), atol=1e-7)
+  np.testing.assert_allclose(grads[1], np.zeros(5), atol=1e-7)
+  metric, count = loss(CHOSEN, REJECTED, with_nll, mask_B)[1]['chosen_nll']
+  np.testing.assert_allclose([metric, count], [nll_B.sum(), 4], rtol=1e-6)
+  with pytest.raises(ValueError, match='nll is -1'):
+    DPO(nll=-1)
+
+
 def population_grad(logits, ref, preference, cfg):
   """Gradient in the logits of the expected loss over all ordered pairs of four answers."""
   pairs = np.array([p for p in itertools.product(range(4), repeat=2) if p[0] != p[1]])
