@@ -32,21 +32,22 @@ SUMS = dataclasses.replace(
   terse=0.0,
 )
 WIDTH = 56  # the longest prompt and solution have 49 inputs
-HELD_OUT = Mistakes(512, skip=6000)  # no stage learns from them
+MISTAKES = Mistakes(9000)
+HELD_OUT = Mistakes(512, skip=9000)  # no stage learns from them
 
 
 def get_config() -> ml_collections.ConfigDict:
   """The experiment as a ConfigDict."""
   exp = from_dict(Experiment, quickstart.get_config())
   optimizer = dataclasses.replace(
-    exp.stages[0].optimizer, schedule=Cosine(2e-3, 5e-4, steps=150, warmup=50)
+    exp.stages[0].optimizer, schedule=Cosine(2e-3, 5e-4, steps=200, warmup=50)
   )
-  sft = dataclasses.replace(exp.stages[0], optimizer=optimizer, steps=150)
+  sft = dataclasses.replace(exp.stages[0], optimizer=optimizer, steps=200)
   dpo = Preference(
     AdamW(Cosine(3e-4, 3e-5, steps=200, warmup=20)),
     steps=200,
-    objective=DPO(beta=0.1),
-    data=Mistakes(5000),
+    objective=DPO(beta=0.1, nll=1.0),
+    data=MISTAKES,
     held_out=HELD_OUT,
     rows=32,
     width=WIDTH,

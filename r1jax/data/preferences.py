@@ -234,8 +234,8 @@ def _mistakes(e: Example, kind: Kind) -> list[tuple[_Draft, ...]]:
   """An example and its mistaken copy: one pair, or two documents with labels."""
   wrong = mistakes.mistaken(e)
   where = f'problem {e.id}'
-  sound = _pieces(e.solution, e.answer), [1.0] * len(mistakes.steps(e.solution, e.answer))
-  unsound = _pieces(wrong.solution, wrong.answer), mistakes.labels(wrong)
+  sound = in_pieces(e.solution, e.answer), [1.0] * len(mistakes.steps(e.solution, e.answer))
+  unsound = in_pieces(wrong.solution, wrong.answer), mistakes.labels(wrong)
   drafts = [
     _Draft(where, e.question, pieces, labels, e.system)
     if kind == 'steps'
@@ -245,7 +245,7 @@ def _mistakes(e: Example, kind: Kind) -> list[tuple[_Draft, ...]]:
   return [tuple(drafts)] if kind == 'pairs' else [(draft,) for draft in drafts]
 
 
-def _pieces(solution: str, answer: str) -> list[str]:
+def in_pieces(solution: str, answer: str) -> list[str]:
   """The well-formed completion of `mistakes.steps`, a piece each."""
   *lines, last = solution.split('\n')
   first, *rest = [*(f'{line}\n' for line in lines), f'{last}{THINK_CLOSE}']

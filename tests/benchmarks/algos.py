@@ -3,15 +3,17 @@
   python -m tests.benchmarks.algos [--seeds=0,1,2] [--workdir=runs/algos] [--only=ppo,lora]
 
 For each seed one cold start (the SFT stage of configs/quickstart.py), from which PPO begins. What
-PPO made takes the place of the quickstart's model: the teacher of configs/distill.py, the body of
-reward models, the base of adapters. Whatever is compared runs on the same seed, data, steps and
-evaluation:
+PPO made takes the place of the quickstart's model: the teacher of configs/distill.py, the base of
+adapters. Runs that begin with the same stage share it. Whatever is compared runs on the same seed,
+data, steps and evaluation:
 
-  dpo       held-out preference accuracy of the same model before
+  dpo       held-out preference accuracy of the same model before; the same stage with β ~ 0, which
+            learns from the better solutions alone
   distill   a student of the same shape, steps and lines on the task's worked solutions alone
   lora      the same stage with all weights trained
 
-A run that is finished is not run again, so that an interrupted benchmark goes on.
+A run that is finished is not run again, so that an interrupted benchmark goes on; several seeds may
+run side by side (--seeds=0 & --seeds=1), and a last call prints them together.
 """
 
 import argparse
@@ -25,7 +27,6 @@ from r1jax.core.interval import wilson
 from tests.benchmarks.bars import bar, machine
 
 PARTS = ('ppo', 'dpo', 'reward_model', 'distill', 'lora')
-COLD = 1000  # updates of the cold start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +36,6 @@ class Seed:
   number: int
   root: pathlib.Path
 
-  @property
-  def base(self) -> pathlib.Path:
-    """The cold start that the configs share."""
-    return self.root / 'base' / 'checkpoints' / str(COLD)
-
   def train(self, name: str, config: str, **overrides: object) -> list[dict]:
     """The evaluations of a run under this seed."""
     workdir = self.root / name
@@ -48,10 +44,14 @@ class Seed:
       python('train', f'--config={config}', f'--workdir={workdir}', *given)
     return json.loads((workdir / 'summary.json').read_text())['evaluations']
 
-  def warm(self, name: str, config: str, **overrides: object) -> dict:
-    """The last evaluation of a config's own stage, from the shared cold start."""
+  def cold(self, name: str, config: str) -> dict:
+    """The evaluation of a config's first stage."""
+    return self.train(name, f'tests/benchmarks/warm.py:cold,{config}')[-1]
+
+  def warm(self, name: str, config: str, base: str, **overrides: object) -> dict:
+    """The last evaluation of a config's other stages, from the run `base` of its first one."""
     file = f'tests/benchmarks/warm.py:{config}'
-    return self.train(name, file, init=self.base, **overrides)[-1]
+    return self.train(name, file, init=self.root / base, **overrides)[-1]
 
 
 def python(binary: str, *args: str) -> None:
@@ -63,34 +63,40 @@ def python(binary: str, *args: str) -> None:
 
 def start(seed: Seed) -> dict:
   """The cold start's evaluation."""
-  return seed.train('base', 'tests/benchmarks/warm.py:cold')[-1]
+  return seed.cold('base', 'configs/ppo.py')
 
 
 def ppo(seed: Seed) -> dict[str, float]:
   """Accuracy before and after, in percent."""
-  after = seed.warm('ppo', 'configs/ppo.py')
-  return {'before': 100 * start(seed)['accuracy'], 'after': 100 * after['accuracy']}
+  before = start(seed)
+  after = seed.warm('ppo', 'configs/ppo.py', 'base')
+  return {'before': 100 * before['accuracy'], 'after': 100 * after['accuracy']}
 
 
 def dpo(seed: Seed) -> dict[str, float]:
   """Held-out preference accuracy before and after, and the task's, in percent."""
-  sft, after = seed.train('dpo', 'configs/dpo.py')
+  sft = seed.cold('dpo_base', 'configs/dpo.py')
+  after = seed.warm('dpo', 'configs/dpo.py', 'dpo_base')
+  # stages[0] of what is left of the config
+  control = seed.warm(
+    'dpo_control', 'configs/dpo.py', 'dpo_base', **{'stages[0].objective.beta': 1e-6}
+  )
   return {
     'before': 100 * after['preference_accuracy_before'],
     'after': 100 * after['preference_accuracy'],
+    'control': 100 * control['preference_accuracy'],
     'task before': 100 * sft['accuracy'],
     'task after': 100 * after['accuracy'],
+    'task control': 100 * control['accuracy'],
   }
 
 
 def reward_model(seed: Seed) -> dict[str, float]:
   """Held-out accuracy of pairs, labels and steps, and the calibration error of each."""
   found = {}
-  ppo(seed)
+  seed.cold('reward_base', 'configs/reward_model.py')
   for kind, figure in (('pairwise', 'preference'), ('pointwise', 'label'), ('process', 'process')):
-    after = seed.train(f'reward_{kind}', f'configs/reward_model.py:{kind}', init=seed.root / 'ppo')[
-      -1
-    ]
+    after = seed.warm(f'reward_{kind}', f'configs/reward_model.py:{kind}', 'reward_base')
     found[kind] = 100 * after[f'{figure}_accuracy']
     found[f'{kind} ece'] = 100 * after['calibration_error']
   return found

@@ -1,5 +1,8 @@
 """Equality of texts."""
 
+import time
+import unicodedata
+
 import pytest
 
 from r1jax.rewards.exact import verify
@@ -23,3 +26,10 @@ def test_other_text(gold, answer):
 @pytest.mark.parametrize(('gold', 'answer'), [('', ''), ('a', ' \n'), ('\u3000', 'a')])
 def test_contract_08_blank_is_unparseable(gold, answer):
   assert verify(gold, answer) is Outcome.UNPARSEABLE
+
+
+def test_a_megabyte_of_marks_takes_no_time():
+  start = time.perf_counter()
+  assert verify('é', 'e' + '\u0316\u0301' * 500_000) is Outcome.WRONG
+  assert time.perf_counter() - start < 2
+  assert verify('ᾂ', unicodedata.normalize('NFD', 'ᾂ')) is Outcome.CORRECT  # four marks in one

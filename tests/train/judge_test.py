@@ -50,7 +50,7 @@ def held_out(exp, tok):
   _, held = preferences.opened(exp.stages[0], load_task(exp.task), tok)
   task = load_task(exp.task)
   examples = task.examples('sft', 4, 3)
-  pieces = [data._pieces(e.solution, e.answer) for e in examples]
+  pieces = [data.in_pieces(e.solution, e.answer) for e in examples]
   return [c for group in held.groups for c in group], examples, pieces
 
 
