@@ -7,8 +7,8 @@ PPO made takes the place of the quickstart's model: the teacher of configs/disti
 adapters. Runs that begin with the same stage share it. Whatever is compared runs on the same seed,
 data, steps and evaluation:
 
-  dpo       held-out preference accuracy of the same model before; the same stage with β ~ 0, which
-            learns from the better solutions alone
+  dpo       held-out preference accuracy of the same model before; as many steps of SFT on the
+            chosen ones (the same stage with nll=1 and β near 0)
   distill   a student of the same shape, steps and lines on the task's worked solutions alone
   lora      the same stage with all weights trained
 
@@ -48,10 +48,9 @@ class Seed:
     """The evaluation of a config's first stage."""
     return self.train(name, f'tests/benchmarks/warm.py:cold,{config}')[-1]
 
-  def warm(self, name: str, config: str, base: str, **overrides: object) -> dict:
-    """The last evaluation of a config's other stages, from the run `base` of its first one."""
-    file = f'tests/benchmarks/warm.py:{config}'
-    return self.train(name, file, init=self.root / base, **overrides)[-1]
+  def warm(self, name: str, config: str, base: str) -> list[dict]:
+    """The evaluations of a config's other stages, from the run `base` of its first one."""
+    return self.train(name, f'tests/benchmarks/warm.py:{config}', init=self.root / base)
 
 
 def python(binary: str, *args: str) -> None:
@@ -69,36 +68,48 @@ def start(seed: Seed) -> dict:
 def ppo(seed: Seed) -> dict[str, float]:
   """Accuracy before and after, in percent."""
   before = start(seed)
-  after = seed.warm('ppo', 'configs/ppo.py', 'base')
+  (after,) = seed.warm('ppo', 'configs/ppo.py', 'base')
   return {'before': 100 * before['accuracy'], 'after': 100 * after['accuracy']}
 
 
 def dpo(seed: Seed) -> dict[str, float]:
-  """Held-out preference accuracy before and after, and the task's, in percent."""
-  sft = seed.cold('dpo_base', 'configs/dpo.py')
-  after = seed.warm('dpo', 'configs/dpo.py', 'dpo_base')
-  # stages[0] of what is left of the config
-  control = seed.warm(
-    'dpo_control', 'configs/dpo.py', 'dpo_base', **{'stages[0].objective.beta': 1e-6}
-  )
+  """Held-out preference accuracy before, after and of the control; the task's; in percent."""
+  before, base, file = start(seed), seed.root / 'base', seed.root / 'pairs.jsonl'
+  curate(seed, base, 'pairs', file, '--prompts=4096', '--group=4', '--per_prompt=1')
+  config = f'configs/dpo.py:{base},{file}'
+  (after,) = seed.train('dpo', config)
+  tuned = {'stages[0].objective.beta': 1e-6, 'stages[0].objective.nll': 1.0}
+  (control,) = seed.train('dpo_control', config, **tuned)
   return {
     'before': 100 * after['preference_accuracy_before'],
     'after': 100 * after['preference_accuracy'],
     'control': 100 * control['preference_accuracy'],
-    'task before': 100 * sft['accuracy'],
+    'task before': 100 * before['accuracy'],
     'task after': 100 * after['accuracy'],
     'task control': 100 * control['accuracy'],
   }
 
 
+def curate(seed: Seed, checkpoint: pathlib.Path, kind: str, out: pathlib.Path, *args: str) -> None:
+  """Makes data with a model, once."""
+  if not out.exists():
+    python(
+      'curate', f'--checkpoint={checkpoint}', f'--kind={kind}', f'--out={out}', '--batch=128',
+      f'--seed={seed.number}', *args,
+    )  # fmt: skip
+
+
 def reward_model(seed: Seed) -> dict[str, float]:
   """Held-out accuracy of pairs, labels and steps, and the calibration error of each."""
-  found = {}
   seed.cold('reward_base', 'configs/reward_model.py')
+  runs = [
+    seed.warm(f'reward_{kind}', f'configs/reward_model.py:{kind}', 'reward_base')
+    for kind in ('pairwise', 'pointwise')  # the second begins with the stage 'process'
+  ]
+  of_stage, found = {e['stage']: e for run in runs for e in run}, {}
   for kind, figure in (('pairwise', 'preference'), ('pointwise', 'label'), ('process', 'process')):
-    after = seed.warm(f'reward_{kind}', f'configs/reward_model.py:{kind}', 'reward_base')
-    found[kind] = 100 * after[f'{figure}_accuracy']
-    found[f'{kind} ece'] = 100 * after['calibration_error']
+    found[kind] = 100 * of_stage[kind][f'{figure}_accuracy']
+    found[f'{kind} ece'] = 100 * of_stage[kind]['calibration_error']
   return found
 
 
@@ -108,11 +119,7 @@ def distill(seed: Seed) -> dict[str, float]:
   teaches = ppo(seed)['after']
   for kind in ('samples', 'logits'):
     out = data / ('samples.jsonl' if kind == 'samples' else 'logits')
-    if not out.exists():
-      python(
-        'curate', f'--checkpoint={teacher}', f'--kind={kind}', '--prompts=1536', '--group=2',
-        '--batch=128', f'--out={out}', f'--seed={seed.number}',
-      )  # fmt: skip
+    curate(seed, teacher, kind, out, '--prompts=1536', '--group=2')
   found = seed.train('distill', f'configs/distill.py:{teacher},{data}')
   alone = seed.train('distill_control', 'configs/distill.py:alone')
   return {

@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, shortened by their parameters."""
 
 import pathlib
+import re
 
 import nbclient
 import nbformat
@@ -39,16 +40,32 @@ def printed(book, text):
   return ''.join(o.text for o in cell.outputs if o.get('name') == 'stdout')
 
 
+def pictures(book):
+  """How many it shows."""
+  return sum('image/png' in o.get('data', {}) for c in book.cells for o in c.get('outputs', ()))
+
+
 def test_the_quickstart_notebook(monkeypatch, tmp_path):
   book = run('01_quickstart.ipynb', monkeypatch, WORKDIR=str(tmp_path / 'run'), OVERRIDES=SHORT)
   assert 'after GRPO' in printed(book, 'summary = train(')
-  pictures = [
-    o for c in book.cells for o in c.get('outputs', ()) if 'image/png' in o.get('data', {})
-  ]
-  assert len(pictures) == 2
+  assert pictures(book) == 2
   assert 'greedy' in printed(book, 'restored.evaluate')
   answers = printed(book, "ask('7 - 2 + 9 - 5'")
   assert answers.count('9 - 8 + 7 - 6') == 1 and '7 - 2 + 9 - 5\n' in answers
+
+
+def test_the_judges_notebook(monkeypatch, tmp_path):
+  short = [
+    ('stages[0].steps', '2'),
+    ('stages[1].steps', '2'),
+    ('stages[1].data.examples', '32'),
+    ('stages[1].held_out.examples', '8'),
+    *SHORT[-3:],
+  ]
+  book = run('04_judges.ipynb', monkeypatch, WORKDIR=str(tmp_path / 'run'), OVERRIDES=short)
+  assert re.search(r'% of \d\d held-out steps', printed(book, 'summary = train('))
+  assert re.search(r'(\d-\d=-?\d+|\d\+\d=\d+) \(\d\.\d\d\)', printed(book, 'judge.load'))
+  assert pictures(book) == 2
 
 
 @pytest.fixture
@@ -75,10 +92,7 @@ def go_through_checkpoints(monkeypatch, tmp_path, source, **parameters):
   assert 'perplexity' in printed(book, 'Scorer(')
   assert 'accuracy' in printed(book, 'restored.evaluate')
   assert 'model.safetensors' in printed(book, 'converted.out_of')
-  pictures = [
-    o for c in book.cells for o in c.get('outputs', ()) if 'image/png' in o.get('data', {})
-  ]
-  assert len(pictures) == 1
+  assert pictures(book) == 1
   return book
 
 

@@ -8,7 +8,9 @@ import jax
 import pytest
 
 from r1jax.algos.grpo import GRPO
+from r1jax.data import preferences as data
 from r1jax.data.mix import Mixture, Part
+from r1jax.data.preferences import Mistakes
 from r1jax.data.sources import Problems, Worked
 from r1jax.engine.engine import Engine
 from r1jax.eval.evaluate import Evaluation
@@ -18,17 +20,20 @@ from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant
 from r1jax.rollout.collect import Limits
 from r1jax.rollout.grading import Grading
+from r1jax.sharding import place
 from r1jax.tasks.file import File, load
 from r1jax.tokenizers.byte import ByteTokenizer
-from r1jax.train import provenance
+from r1jax.train import preferences, provenance
 from r1jax.train import state as states
 from r1jax.train.experiment import Checkpoint, Experiment
 from r1jax.train.forward import Auxiliary
+from r1jax.train.preferences import Preference
 from r1jax.train.progress import Progress
 from r1jax.train.rl import RL
 from r1jax.train.run import Run
 from r1jax.train.supervised import SFT, Phase, Pretrain, extended
 from r1jax.train.telemetry import Timers
+from tests.train.stand_ins import SMALL
 
 TASK = pathlib.Path(__file__).parents[1] / 'tasks' / 'my_task_example.py'
 ATTENTION = MLA(heads=2, nope=8, rope=8, value=8, kv_latent=16, std=0.2)
@@ -127,5 +132,55 @@ def bare():
     )
     run.engine = Engine(exp.model, tok.stops, mesh, run.announce)
     return run
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def staged(experiment):
+  """staged(objective, …): a stage over four mistakes of the tiny task, two more held out."""
+
+  def make(objective, **changes):
+    given = {
+      'optimizer': experiment.stages[0].optimizer,
+      'steps': 2,
+      'objective': objective,
+      'data': Mistakes(4),
+      'held_out': Mistakes(3, skip=4),
+      'rows': 4,
+      'width': 48,
+      'auxiliary': Auxiliary(mtp=0.1, detach_mtp=True, balance=1e-2, gamma=1e-2),
+    }
+    return Preference(**given | changes)
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def small(experiment):
+  """The experiment with a dense model of one layer and no prediction module: quick to compile."""
+  return dataclasses.replace(experiment, model=SMALL)
+
+
+@pytest.fixture(scope='module')
+def judge(params):
+  """judge(cfg, stage): parameters with the stage's heads, which are not near zero."""
+  plain = states.init_params(Transformer(SMALL), 0, None, dummy_inputs(SMALL))
+
+  def make(cfg, stage):
+    modules = preferences.heads(stage, cfg).items()
+    own = {k: place.init(m, jax.random.key(9), None, *x) for k, (m, x) in modules}
+    return (plain if cfg == SMALL else params) | jax.tree.map(lambda x: 30 * x, own)
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def rows(experiment, staged):
+  """rows(stage, start, count): completions of its documents."""
+
+  def make(stage, start=0, count=None):
+    docs, _ = preferences.opened(stage, load(experiment.task), ByteTokenizer())
+    return data.taken(docs, start, stage.rows // stage.group if count is None else count, 0)
 
   return make

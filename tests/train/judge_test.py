@@ -11,17 +11,15 @@ from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core.errors import UserError
 from r1jax.data import preferences as data
 from r1jax.data.preferences import Mistakes
-from r1jax.model.config import GQA, Dense, Layer, ModelConfig
 from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant
 from r1jax.tasks.file import load as load_task
 from r1jax.train import judge, preferences
 from r1jax.train.loop import train
 from r1jax.train.preferences import Preference
+from tests.train.stand_ins import SMALL
 
 pytestmark = pytest.mark.filterwarnings('ignore:Sharding info not provided')
-LAYER = Layer(GQA(2, 1, 8, std=0.3), Dense(16, std=0.3))
-SMALL = ModelConfig(272, 16, (LAYER,), std=0.5, remat='none')
 
 
 def stage(objective):

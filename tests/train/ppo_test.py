@@ -1,6 +1,5 @@
 """PPO in training: what the critic reads, where its gradient goes, that a run resumes with it."""
 
-import contextlib
 import dataclasses
 import functools
 
@@ -13,10 +12,10 @@ from r1jax.algos.ppo import PPO, Separate, Shared, Targets, gae
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core import tree
 from r1jax.model.transformer import Transformer, dummy_inputs
-from r1jax.tasks.task import Grade, Outcome
 from r1jax.train import loop, points, ppo, reinforce, restored, rl, weights
 from r1jax.train import state as states
 from r1jax.train.rollouts import rollout
+from tests.train.stand_ins import Collect, grade
 
 TRUNKS = [Shared(), Shared(detach=True), Separate()]
 
@@ -27,26 +26,6 @@ def with_ppo(experiment, **changes):
   algorithm = PPO(group=2, beta=0.01, **changes)
   policy = dataclasses.replace(policy, algorithm=algorithm, name='ppo')
   return dataclasses.replace(experiment, stages=(sft, policy))
-
-
-def grade(calls):
-  return [Grade(Outcome.WRONG, sum(map(ord, text)) % 7 / 6, {}) for _, text in calls]
-
-
-class Collect:
-  """A keeper that keeps figures, and the points at which a run may stop (on the host)."""
-
-  def __init__(self):
-    self.seen, self.paused = [], []
-
-  def done(self, point, figures):
-    self.seen.append(figures)
-
-  def pause(self, point):
-    self.paused.append(dataclasses.replace(point, state=jax.device_get(point.state)))
-
-  def resting(self, _):
-    return contextlib.nullcontext()
 
 
 def start(exp, mesh=None):
@@ -167,8 +146,8 @@ def test_a_checkpoint_holds_the_critic_and_gives_it_back(experiment, bare, tmp_p
   point = dataclasses.replace(
     point, step=2, state=reinforce.run_rl(run, exp.stages[1], point, keep)
   )
-  assert {'value_loss', 'policy_loss', 'explained_variance', 'kl'} <= keep.seen[0].keys()
-  assert abs(keep.seen[0]['value']) < 0.1 < 10 * abs(keep.seen[1]['value'])
+  assert {'value_loss', 'policy_loss', 'explained_variance', 'kl'} <= keep.seen[0][-1].keys()
+  assert abs(keep.seen[0][-1]['value']) < 0.1 < 10 * abs(keep.seen[1][-1]['value'])
   with Store(tmp_path / FOLDER) as store:
     store.save(int(point.state.step), *points.saved(exp, None, point), block=True)
     got = points.restore(exp, None, store, int(point.state.step))
