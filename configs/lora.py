@@ -7,7 +7,7 @@ r"""LoRA: adapters on a trained model learn harder sums, the model itself stays 
 All weights instead: --config=configs/lora.py:full. Any stage takes adapters: configs/quickstart.py
 trains GRPO on them with --config.init=… --config.lora.type=LoRA.
 
-Needs: the quickstart's run; two CPU cores, 4 GiB, 2 minutes. Not yet run on TPU or GPU.
+Needs: the quickstart's run; two CPU cores, 4 GiB, 4 minutes. Not yet run on TPU or GPU.
 Reached: not yet measured.
 """
 
@@ -36,7 +36,7 @@ def get_config(weights: str = 'lora') -> ml_collections.ConfigDict:
   sft, full = exp.stages[0], weights == 'full'
   rate = 1e-3 if full else 4e-3
   optimizer = dataclasses.replace(
-    sft.optimizer, schedule=Cosine(rate, rate / 10, steps=600, warmup=20), weight_decay=0.0
+    sft.optimizer, schedule=Cosine(rate, rate / 10, steps=1000, warmup=20), weight_decay=0.0
   )
   return to_dict(
     dataclasses.replace(
@@ -45,7 +45,7 @@ def get_config(weights: str = 'lora') -> ml_collections.ConfigDict:
       init='runs/quickstart',
       lora=None if full else LoRA(rank=16, alpha=32.0, targets='.*'),
       task=dataclasses.replace(exp.task, options=LONGER, terse=0.0),
-      stages=(dataclasses.replace(sft, optimizer=optimizer, steps=600),),
+      stages=(dataclasses.replace(sft, optimizer=optimizer, steps=1000),),
       evaluation=dataclasses.replace(exp.evaluation, limits=LIMITS),
     )
   )
