@@ -3,8 +3,9 @@
     params = model's tree | {head: its tree}       Transformer.apply reads its own names alone
 
 Heads belong to a stage: they are born when it begins, saved with it, and gone when the next one
-begins. With `Experiment.lora` the model's weights stay those of `Experiment.init`; adapters and
-heads are what has gradients, optimizer state and a place in checkpoints.
+begins; only the length fit's goes on, if the next stage has one too. With `Experiment.lora` the
+model's weights stay those of `Experiment.init`; adapters and heads are what has gradients,
+optimizer state and a place in checkpoints.
 """
 
 import dataclasses
@@ -102,13 +103,15 @@ def _identity(init: str) -> str:
 
 def begin(exp: Experiment, index: int, params: Any, mesh: jax.sharding.Mesh | None) -> Any:
   """The weights of stage `index` from those of the one before: its own heads, and no others."""
-  stage = exp.stages[index]
+  stage, before = exp.stages[index], params
   params = model_only(exp.model, params)
   key = prng.fold(jax.random.key(exp.seed), index)
   modules, own = heads(stage, exp.model), {}
   for i, (name, (module, inputs)) in enumerate(modules.items()):
     if name == ppo.CRITIC:  # it begins as the policy
       own[name] = states.copy({part: params[part] for part in place.abstract(module, *inputs)})
+    elif name == forward.REMAINING and name in before:
+      own[name] = before[name]  # how long answers are is known by now
     else:
       own[name] = place.init(module, prng.fold(key, i), mesh, *inputs)
   return params | own
