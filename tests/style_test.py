@@ -35,7 +35,10 @@ NEWCOMER = (
 )  # fmt: skip
 NEWCOMER_LINES = 1500
 JAX_FREE = ('tokenizers', 'records', 'rewards', 'tasks')
-JAX_FREE_FILES = ('r1jax/core/text.py', 'r1jax/engine/scheduler.py')
+JAX_FREE_FILES = (
+  'r1jax/core/text.py',
+  *(f'r1jax/engine/{n}.py' for n in ['scheduler', 'pages', 'budget', 'watch', 'stopping', 'ngram']),
+)
 JAX = ('jax', 'jaxlib', 'flax', 'optax', 'chex', 'orbax')
 BANNED_IMPORTS = ('flax.nnx', 'tensorflow', 'torch')
 MAY_PRINT = ('r1jax/bin/', 'r1jax/eval/', 'r1jax/train/progress.py')

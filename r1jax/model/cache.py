@@ -1,15 +1,42 @@
 """What generation remembers: one stack a run and block, in the scan's carry, indexed by layer.
 
-Slot m of row b holds position m of the row's sequence. MLA keeps the latent and the rotated key
-only (R + P numbers a token and layer: 576 for V3, where expanded keys and values would be 40,960).
+MLA keeps the latent and the rotated key only (R + P numbers a token and layer: 576 for V3, where
+expanded keys and values would be 40,960). Three kinds of cache behind one `update`:
+
+    dense  LatentCache, KVCache [n, B, M, …]     slot m of row b holds position m of its sequence
+    Pages  [n, P, S, …]                          place p % S of page table[p // S] holds position p
+    Ring   [n, slots, R, …]                      place p % R of the row's slot holds position p
+
+A page is S positions of one sequence in all layers; the table is the same for every layer, and
+several rows may read a page. Ring is for layers with a window w: R ≥ w + the longest chunk − 1, and
+bytes do not grow with the sequence. What a place holds follows from the row's newest position, so
+the sequence must have been computed from position 0 in its slot: a prefix that lies in shared pages
+is not in the ring. Padding (segment 0) and positions beyond the table or the slots write nothing;
+what lies past the newest position of a row is read as 0, whatever was left there, NaN too.
+
+In int8 a vector is values x̂ and one bf16 scale s: x̂ = round(x / s), s = max|x| / 126.5 (rounding
+s to bf16 must not lift x / s above 127.5), so that |x − s·x̂| ≤ s/2. Of MLA the latent and the
+rotated key have a scale each, of GQA each head of keys and of values. Bytes a token, all layers:
+
+    DeepSeek-V3         61 · (512+2 + 64+2) =     35,380     bf16 70,272, 0.503
+    SmolLM2-135M        30 · 2·3·(64+2)     =     11,880     bf16 23,040, 0.516     fp32 46,080
+    R1-Distill-Qwen-7B  28 · 2·4·(128+2)    =     29,120     bf16 57,344, 0.508
+
+Cost of an update, a layer: one scatter of B·L entries, and of pages or ring one gather of B·T·S
+(B·R) that writes a copy in the activations' dtype; dense memory is sliced.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from r1jax.model.config import GQA, MLA, ModelConfig, runs
+from r1jax.model.config import GQA, MLA, ModelConfig, Window, runs
+from r1jax.model.types import Place
+
+Stored = Literal['float32', 'bfloat16', 'int8']
+STEPS = 126.5  # of int8 to each side
 
 
 class LatentCache(NamedTuple):
@@ -25,13 +52,49 @@ class KVCache(NamedTuple):
   value_nBMKH: jax.Array
 
 
-Cache = LatentCache | KVCache
+class Int8(NamedTuple):
+  """Vectors (the last axis) of one scale each."""
+
+  values: jax.Array
+  scale: jax.Array
 
 
-def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Cache, ...], ...]:
+Stack = jax.Array | Int8
+
+
+class Pages(NamedTuple):
+  """For each array of a dense cache the stacks [n, P, S, …] that side by side make its last axis.
+
+  One stack, or of MLA in int8 two: latent and rotated key.
+  """
+
+  arrays: tuple[tuple[Stack, ...], ...]
+
+
+class Ring(NamedTuple):
+  """The same as [n, slots, R, …]."""
+
+  arrays: tuple[tuple[Stack, ...], ...]
+
+
+Entries = LatentCache | KVCache
+Cache = Entries | Pages | Ring
+
+
+class Held(NamedTuple):
+  """One layer's memory, without the layer axis, in the activations' dtype.
+
+  positions_BM: what place m holds, negative where nothing of the row; None where it is m.
+  """
+
+  memory: Entries
+  positions_BM: jax.Array | None = None
+
+
+def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Entries, ...], ...]:
   """Zeros for every run and block: cache[run][block]."""
 
-  def one(spec: MLA | GQA, n: int) -> Cache:
+  def one(spec: MLA | GQA, n: int) -> Entries:
     zeros = lambda *shape: jnp.zeros((n, batch, length, *shape), cfg.dtype)
     match spec:
       case MLA():
@@ -40,6 +103,55 @@ def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Cache, ...],
         return KVCache(zeros(spec.kv_heads, spec.head), zeros(spec.kv_heads, spec.head))
 
   return tuple(tuple(one(l.attention, r.repeats) for l in r.period) for r in runs(cfg.layers))
+
+
+def paged(
+  cfg: ModelConfig,
+  pages: int,
+  size: int,
+  dtype: Stored | None = None,
+  slots: int = 0,
+  ring: int = 0,
+) -> tuple[tuple[Pages | Ring, ...], ...]:
+  """Zeros, like `empty`: `pages` of `size` positions, in the activations' dtype if None is given.
+
+  ring: with R > 0, layers with a window keep the last R positions for each of `slots` instead.
+  """
+  dtype = dtype or cfg.dtype
+  if dtype not in Stored.__args__:
+    raise ValueError(f'a cache in {dtype!r}; expected one of {", ".join(Stored.__args__)}')
+  if ring and slots < 1:
+    raise ValueError(f'a ring of {ring} positions for {slots} slots; say how many rows decode')
+
+  def zeros(lead: tuple[int, ...], shape: tuple[int, ...]) -> Stack:
+    lead = (*lead, *shape[:-1])
+    if dtype == 'int8':
+      return Int8(jnp.zeros((*lead, shape[-1]), dtype), jnp.zeros(lead, jnp.bfloat16))
+    return jnp.zeros((*lead, shape[-1]), dtype)
+
+  def one(spec: MLA | GQA, n: int) -> Pages | Ring:
+    rings = ring > 0 and isinstance(spec, GQA) and isinstance(spec.pattern, Window)
+    kind, lead = (Ring, (n, slots, ring)) if rings else (Pages, (n, pages, size))
+    return kind(tuple(tuple(zeros(lead, s) for s in a) for a in _shapes(spec, dtype == 'int8')))
+
+  return tuple(tuple(one(l.attention, r.repeats) for l in r.period) for r in runs(cfg.layers))
+
+
+def _shapes(spec: MLA | GQA, parted: bool) -> tuple[tuple[tuple[int, ...], ...], ...]:
+  """Of a token's entries: for each array of the dense cache those of its stacks."""
+  match spec:
+    case MLA() if parted:
+      return (((spec.kv_latent,), (spec.rope,)),)
+    case MLA():
+      return (((spec.kv_latent + spec.rope,),),)
+    case GQA():
+      return (((spec.kv_heads, spec.head),),) * 2
+
+
+def bytes_a_token(cfg: ModelConfig, dtype: Stored | None = None) -> int:
+  """Of a position in pages, over all layers, scales included."""
+  leaves = jax.tree.leaves(jax.eval_shape(lambda: paged(cfg, 1, 1, dtype)))
+  return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
 def write(
@@ -55,7 +167,89 @@ def read(stack_nBM: jax.Array, layer: jax.Array) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(stack_nBM, layer, 0, keepdims=False)
 
 
-def update(cache: Cache, layer: jax.Array, slots_BL: jax.Array, new: Cache) -> tuple[Cache, Cache]:
-  """Writes new entries (without the layer axis); returns the cache and the layer's whole memory."""
-  cache = type(cache)(*(write(c, layer, slots_BL, x) for c, x in zip(cache, new)))
-  return cache, type(cache)(*(read(c, layer) for c in cache))
+def update(cache: Cache, place: Place, new: Entries) -> tuple[Cache, Held]:
+  """Writes new entries (without the layer axis); returns the cache and what the rows may see.
+
+  The dense cache writes padding too: decoding overwrites it before anything sees it.
+  """
+  match cache:
+    case Pages():
+      return _update_pages(cache, place, new)
+    case Ring():
+      return _update_ring(cache, place, new)
+    case _:
+      at = place.layer, place.positions_BL
+      cache = type(cache)(*(write(c, *at, x) for c, x in zip(cache, new)))
+      return cache, Held(type(cache)(*(read(c, place.layer) for c in cache)))
+
+
+def _update_pages(cache: Pages, place: Place, new: Entries) -> tuple[Pages, Held]:
+  if place.table_BT is None:
+    raise ValueError("pages need each row's table: give Inputs.table_BT")
+  _, P, S = jax.tree.leaves(cache)[0].shape[:3]
+  table_BT = jnp.where(place.table_BT < 0, P, place.table_BT)  # a negative index would wrap
+  page_BL = jnp.take_along_axis(table_BT, place.positions_BL // S, 1, mode='fill', fill_value=P)
+  page_BL = jnp.where(place.segments_BL > 0, page_BL, P)
+  cache = Pages(_put(cache.arrays, (place.layer, page_BL, place.positions_BL % S), new))
+  known_BM = jnp.arange(table_BT.shape[1] * S) <= newest(place)[:, None]
+  return cache, Held(_get(cache.arrays, (place.layer, table_BT), known_BM, new))
+
+
+def _update_ring(cache: Ring, place: Place, new: Entries) -> tuple[Ring, Held]:
+  R = jax.tree.leaves(cache)[0].shape[2]
+  slots_B = jnp.arange(len(place.positions_BL)) if place.slots_B is None else place.slots_B
+  place_BL = jnp.where(place.segments_BL > 0, place.positions_BL % R, R)
+  cache = Ring(_put(cache.arrays, (place.layer, slots_B[:, None], place_BL), new))
+  newest_B1 = newest(place)[:, None]
+  # The latest position at this place that is not past the newest: others have been overwritten.
+  positions_BM = newest_B1 - (newest_B1 - jnp.arange(R)) % R
+  held = _get(cache.arrays, (place.layer, slots_B), positions_BM >= 0, new)
+  return cache, Held(held, positions_BM)
+
+
+def newest(place: Place) -> jax.Array:
+  """The last position of each row [B]; −1 where all is padding."""
+  return jnp.where(place.segments_BL > 0, place.positions_BL, -1).max(1)
+
+
+def _put(arrays: tuple, at: tuple, new: Entries) -> tuple:
+  """Scatters entries x_BL… at (layer, page or slot, place); what is out of range is dropped."""
+
+  def one(stack: Stack, x: jax.Array) -> Stack:
+    coded = quantize(x) if isinstance(stack, Int8) else x.astype(stack.dtype)
+    return jax.tree.map(lambda s, y: s.at[at].set(y, mode='drop'), stack, coded)
+
+  def each(stacks: tuple[Stack, ...], x: jax.Array) -> tuple[Stack, ...]:
+    widths = [jax.tree.leaves(s)[0].shape[-1] for s in stacks]
+    return tuple(map(one, stacks, jnp.split(x, np.cumsum(widths)[:-1], -1)))
+
+  return tuple(map(each, arrays, new))
+
+
+def _get(arrays: tuple, at: tuple, known_BM: jax.Array, like: Entries) -> Entries:
+  """Gathers pages or slots as x_BM… of the dtype and trailing shape of `like`; 0 where unknown."""
+
+  def one(stack: Stack, dtype: jnp.dtype) -> jax.Array:
+    held = jax.tree.map(lambda s: s.at[at].get(mode='fill', fill_value=0), stack)
+    return dequantize(held, dtype) if isinstance(held, Int8) else held.astype(dtype)
+
+  def each(stacks: tuple[Stack, ...], x: jax.Array) -> jax.Array:
+    parts = [one(s, x.dtype) for s in stacks]
+    held = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+    held_BM = held.reshape(*known_BM.shape, *x.shape[2:])
+    return jnp.where(known_BM.reshape(*known_BM.shape, *(1,) * (x.ndim - 2)), held_BM, 0)
+
+  return type(like)(*map(each, arrays, like))
+
+
+def quantize(x: jax.Array) -> Int8:
+  """The last axis as int8 values of one scale; zeros have scale 0."""
+  x = x.astype(jnp.float32)
+  scale = (jnp.abs(x).max(-1) / STEPS).astype(jnp.bfloat16)
+  by = scale.astype(jnp.float32)[..., None]
+  return Int8(jnp.round(x / jnp.where(by == 0, 1, by)).astype(jnp.int8), scale)
+
+
+def dequantize(x: Int8, dtype: jnp.dtype) -> jax.Array:
+  """The numbers that it stands for, multiplied in fp32."""
+  return (x.values.astype(jnp.float32) * x.scale.astype(jnp.float32)[..., None]).astype(dtype)

@@ -26,8 +26,8 @@ class GroupedQueryAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, place: Place, cache: caches.KVCache | None
-  ) -> tuple[jax.Array, caches.KVCache | None]:
+    self, x_BLD: jax.Array, place: Place, cache: caches.Cache | None
+  ) -> tuple[jax.Array, caches.Cache | None]:
     c, D, w = self.cfg, x_BLD.shape[-1], functools.partial(weight, self)
 
     def project(name: str, heads: int, axis: str) -> jax.Array:
@@ -50,12 +50,12 @@ class GroupedQueryAttention(nn.Module):
       k_BMKH, v_BMKH = k_BLKH, v_BLKH
       mask_BLM = masks.within(place.positions_BL, place.segments_BL, c.pattern)
     else:
-      cache, held = caches.update(
-        cache, place.layer, place.positions_BL, caches.KVCache(k_BLKH, v_BLKH)
+      cache, held = caches.update(cache, place, caches.KVCache(k_BLKH, v_BLKH))
+      k_BMKH, v_BMKH = held.memory
+      length, there_BM = k_BMKH.shape[1], held.positions_BM
+      mask_BLM = masks.over_cache(
+        place.positions_BL, place.segments_BL, length, c.pattern, there_BM
       )
-      k_BMKH, v_BMKH = held
-      length = k_BMKH.shape[1]
-      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, length, c.pattern)
     o_BLNH = attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
     out = w('out', (c.heads, c.head, D), ('heads', 'head', 'embed'))
     return matmul('BLNH,NHD->BLD', o_BLNH, out), cache

@@ -16,10 +16,25 @@ def within(positions_BL: jax.Array, segments_BL: jax.Array, pattern: Pattern = F
 
 
 def over_cache(
-  positions_BL: jax.Array, segments_BL: jax.Array, length: int, pattern: Pattern = Full()
+  positions_BL: jax.Array,
+  segments_BL: jax.Array,
+  length: int,
+  pattern: Pattern = Full(),
+  there_BM: jax.Array | None = None,
 ) -> jax.Array:
-  """Mask_BLM over cache slots: slot m holds position m of the row's one sequence."""
-  seen = visible(jnp.arange(length), positions_BL[:, :, None], pattern)
+  """Mask_BLM over cache slots: slot m holds position m of the row's one sequence.
+
+  there_BM: what it holds instead, in a ring; negative: nothing of this sequence.
+  """
+  match pattern:
+    case Window(w) if there_BM is not None and length < (need := w + positions_BL.shape[1] - 1):
+      raise ValueError(
+        f'a ring of {length} positions under a window of {w} and chunks of '
+        f'{positions_BL.shape[1]}; it needs {need}, or shorter chunks'
+      )
+  there = jnp.arange(length) if there_BM is None else there_BM[:, None]
+  seen = visible(there, positions_BL[:, :, None], pattern)
+  seen = seen if there_BM is None else seen & (there >= 0)
   return seen & (segments_BL > 0)[:, :, None]
 
 

@@ -5,9 +5,10 @@
     k = [c_kv W_kup; k_rope],  v = c_kv W_vup,   o = softmax(q kᵀ · scale) v,   y = o W_o
 
 Two executions of one parameter set. *Expanded* makes keys and values (training, prefill):
-2·B·N·L·M·(H+P+V) flops. *Absorbed* moves W_kup into the query and W_vup behind the sum (decode):
-q_nope W_kupᵀ meets the latents themselves, 4·B·N·L·M·(R+P) flops but only R+P numbers a token are
-read.
+2·B·N·L·M·(H+P+V) flops, and 2·B·N·M·R·(H+V) to make them. *Absorbed* moves W_kup into the query
+and W_vup behind the sum (decode): q_nope W_kupᵀ meets the latents themselves, 4·B·N·L·M·(R+P) flops
+but only R+P numbers a token are read. One query is absorbed; over pages so are as many as make it
+the cheaper one (drafts to verify, short chunks of a prompt).
 """
 
 import functools
@@ -66,6 +67,17 @@ def absorbed(
   return matmul('BLNR,RNV->BLNV', o_BLNC[..., : k_up_RNH.shape[0]], v_up_RNV)
 
 
+def absorbed_is_cheaper(cfg: MLA, queries: int, memory: int) -> bool:
+  """Whether L queries over a memory of M take fewer flops absorbed than expanded.
+
+  L·R·(H+V) + 2·L·M·(R+P) < M·R·(H+V) + L·M·(H+P+V): for V3 and a long memory up to 157 queries.
+  """
+  c, L, M = cfg, queries, memory
+  up = c.kv_latent * (c.nope + c.value)
+  few = L * up + 2 * L * M * (c.kv_latent + c.rope)
+  return few < M * up + L * M * (c.nope + c.rope + c.value)
+
+
 class LatentAttention(nn.Module):
   """MLA over the batch itself, or over the cache when one is given."""
 
@@ -73,8 +85,8 @@ class LatentAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, place: Place, cache: caches.LatentCache | None
-  ) -> tuple[jax.Array, caches.LatentCache | None]:
+    self, x_BLD: jax.Array, place: Place, cache: caches.Cache | None
+  ) -> tuple[jax.Array, caches.Cache | None]:
     c, D, w = self.cfg, x_BLD.shape[-1], functools.partial(weight, self)
     q_in, width, name = x_BLD, D, 'embed'
     if c.q_latent:
@@ -96,12 +108,13 @@ class LatentAttention(nn.Module):
       mask_BLM = masks.within(place.positions_BL, place.segments_BL)
       o_BLNV = expanded(q, kv_BMC, mask_BLM, k_up, v_up, scale)
     else:
-      cache, held = caches.update(
-        cache, place.layer, place.positions_BL, caches.LatentCache(kv_BMC)
-      )
-      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, held.kv_nBMC.shape[1])
-      execution = absorbed if x_BLD.shape[1] == 1 else expanded
-      o_BLNV = execution(q, held.kv_nBMC, mask_BLM, k_up, v_up, scale)
+      cache, held = caches.update(cache, place, caches.LatentCache(kv_BMC))
+      (kv_BMC,), (L, M) = held.memory, (x_BLD.shape[1], held.memory.kv_nBMC.shape[1])
+      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, M)
+      # A dense cache meets a whole prompt, which is expanded as in training, or one token.
+      short = L == 1 or (place.table_BT is not None and absorbed_is_cheaper(c, L, M))
+      execution = absorbed if short else expanded
+      o_BLNV = execution(q, kv_BMC, mask_BLM, k_up, v_up, scale)
     return matmul(
       'BLNV,NVD->BLD', o_BLNV, w('out', (c.heads, c.value, D), ('heads', 'head', 'embed'))
     ), cache

@@ -5,7 +5,8 @@
 Depth d sees h of depth d−1 and the token d ahead, and predicts token i+d+1. Embedding and head are
 the main model's. Whether h has passed the final norm the paper leaves open: ModelConfig.mtp_input
 says. Positions are those of h: RoPE is relative, so the other token's would give the same. The
-embedding half comes first, as in the public weights (`eh_proj`); the paper writes it second.
+embedding half comes first, as in the public weights (`eh_proj`); the paper writes it second. With
+a cache, a stack of one layer of its own, a module drafts a token at a time (engine/speculative.py).
 """
 
 import flax.linen as nn
@@ -26,7 +27,11 @@ class PredictionModule(nn.Module):
 
   @nn.compact
   def __call__(
-    self, h_BLD: jax.Array, embedded_BLD: jax.Array, place: Place
+    self,
+    h_BLD: jax.Array,
+    embedded_BLD: jax.Array,
+    place: Place,
+    cache: tuple | None = None,
   ) -> tuple[jax.Array, jax.Array, LayerOut]:
     D, eps = h_BLD.shape[-1], self.cfg.eps
     joined = jnp.concatenate(
@@ -40,5 +45,5 @@ class PredictionModule(nn.Module):
     x_BLD = matmul(
       'BLE,ED->BLD', joined, weight(self, 'project', (2 * D, D), ('embed', None), init)
     )
-    x_BLD, out = Block(self.cfg, name='block')(x_BLD, place, LayerIn())
+    x_BLD, out = Block(self.cfg, name='block')(x_BLD, place, LayerIn(cache))
     return x_BLD, rms_norm(x_BLD, norm_scale(self, 'out_scale', D), eps), out

@@ -21,12 +21,17 @@ from r1jax.sharding.rules import constrain
 
 
 class Inputs(NamedTuple):
-  """One batch, shifted by the data pipeline; `ahead[d]` is the tokens d+1 positions on."""
+  """One batch, shifted by the data pipeline; `ahead[d]` is the tokens d+1 positions on.
+
+  With a paged cache, `table_BT` and `slots_B` say where each row's memory lies (`types.Place`).
+  """
 
   tokens_BL: jax.Array
   positions_BL: jax.Array
   segments_BL: jax.Array
   ahead: tuple[jax.Array, ...] = ()
+  table_BT: jax.Array | None = None
+  slots_B: jax.Array | None = None
 
 
 class Output(NamedTuple):
@@ -59,7 +64,9 @@ class Transformer(nn.Module):
     detach_mtp: bool = False,
   ) -> Output:
     c = self.cfg
-    place = Place(inputs.positions_BL, inputs.segments_BL)
+    place = Place(
+      inputs.positions_BL, inputs.segments_BL, table_BT=inputs.table_BT, slots_B=inputs.slots_B
+    )
     table_VD = weight(self, 'embedding', (c.vocab, c.embed), ('vocab', 'embed'))
     if not c.tied:
       weight(self, 'head', (c.embed, c.vocab), ('embed', 'vocab'))

@@ -11,6 +11,8 @@ class Place(NamedTuple):
   positions_BL: jax.Array
   segments_BL: jax.Array
   layer: jax.Array | None = None  # index into the run's stacked cache
+  table_BT: jax.Array | None = None  # ids of each row's pages in order; −1 where it has none
+  slots_B: jax.Array | None = None  # each row's slot of the rings; None: row b's is b
 
 
 class Term(NamedTuple):

@@ -1,5 +1,10 @@
-"""Caches: shapes, writing by position, and that decoding does not copy them."""
+"""Caches: shapes, bytes, writing by position, int8, and that decoding does not copy them."""
 
+import functools
+
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +13,17 @@ from flax.core import meta
 
 from r1jax.engine.generate import decode
 from r1jax.model import cache as caches
+from r1jax.model import presets, transformer
 from r1jax.model.cache import KVCache, LatentCache
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig
-from r1jax.model.transformer import Transformer, dummy_inputs
+from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, Window
+from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
+from r1jax.model.types import Place
 
 LATENT = Layer(MLA(4, nope=16, rope=16, value=16, kv_latent=64), Dense(32))
 GROUPED = Layer(GQA(4, kv_heads=2, head=32), Dense(32))
+RNG = np.random.default_rng(0)
+UPDATE = jax.jit(caches.update)
+QUANTIZE, DEQUANTIZE = jax.jit(caches.quantize), jax.jit(caches.dequantize, static_argnums=1)
 
 
 def test_one_stack_a_run_and_block():
@@ -28,21 +38,120 @@ def test_one_stack_a_run_and_block():
 def test_update_writes_one_layer_by_position_and_drops_what_is_beyond():
   cache = LatentCache(jnp.zeros((2, 2, 4, 1)))
   new = LatentCache(jnp.array([[[1.0], [2.0]], [[3.0], [4.0]]]))
-  got, held = caches.update(cache, jnp.int32(1), jnp.array([[0, 2], [3, 4]]), new)
+  place = Place(jnp.array([[0, 2], [3, 4]]), jnp.ones((2, 2), jnp.int32), jnp.int32(1))
+  got, held = caches.update(cache, place, new)
   want = np.array([[1, 0, 2, 0], [0, 0, 0, 3]])
   np.testing.assert_array_equal(got.kv_nBMC[..., 0], [np.zeros((2, 4)), want])
-  np.testing.assert_array_equal(held.kv_nBMC[..., 0], want)
+  np.testing.assert_array_equal(held.memory.kv_nBMC[..., 0], want)
+  assert held.positions_BM is None
 
 
+def coded(x):
+  return DEQUANTIZE(QUANTIZE(x), jnp.float32)
+
+
+def test_pages_in_int8_scale_the_latent_and_the_rotated_key_apart():
+  cfg = ModelConfig(8, 8, (Layer(MLA(1, 4, 2, 4, 6), Dense(8)),))
+  kv_BLC = RNG.normal(size=(2, 3, 8)).astype('f4') * ([1] * 6 + [100] * 2)
+  place = Place(
+    np.array([[2, 3, 4], [0, 1, 3]]),
+    np.ones((2, 3), 'i4'),
+    np.int32(0),
+    np.array([[3, 0, 1], [2, -1, 9]]),  # position 3 of row 1 has no page
+  )
+  pages, held = UPDATE(caches.paged(cfg, 5, 2, 'int8')[0][0], place, LatentCache(kv_BLC))
+  want_BLC = np.concatenate([coded(kv_BLC[..., :6]), coded(kv_BLC[..., 6:])], -1)
+  got_BMC = held.memory.kv_nBMC
+  np.testing.assert_array_equal(got_BMC[0, 2:5], want_BLC[0])
+  np.testing.assert_array_equal(got_BMC[1, :2], want_BLC[1, :2])
+  assert (got_BMC[1, 2:] == 0).all()
+  ((latent, rope),) = pages.arrays
+  assert (latent.values.shape, rope.values.shape) == ((1, 5, 2, 6), (1, 5, 2, 2))
+  assert [page for page in range(5) if latent.values[0, page].any()] == [0, 1, 2]
+
+
+def test_a_ring_knows_its_positions_by_the_newest():
+  cfg = ModelConfig(8, 8, (Layer(GQA(2, 2, 4, pattern=Window(2)), Dense(8)),))
+  new = KVCache(*(RNG.normal(size=(2, 3, 2, 4)).astype('f4') for _ in 'kv'))
+  place = Place(
+    np.array([[4, 5, 6], [0, 1, 9]]),
+    np.array([[1, 1, 1], [1, 1, 0]]),
+    np.int32(0),
+    slots_B=np.array([2, 0]),
+  )
+  ring = caches.paged(cfg, 5, 2, 'int8', slots=3, ring=4)[0][0]
+  ring, held = UPDATE(ring, place, new)
+  np.testing.assert_array_equal(held.positions_BM, [[4, 5, 6, 3], [0, 1, -2, -1]])
+  for got_BMKH, new_BLKH in zip(held.memory, new):
+    np.testing.assert_array_equal(got_BMKH[0, :3], coded(new_BLKH[0]))
+    np.testing.assert_array_equal(got_BMKH[1, :2], coded(new_BLKH[1, :2]))
+    assert (got_BMKH[1, 2:] == 0).all()
+  assert not ring.arrays[0][0].values[0, 1].any()  # nobody's slot
+
+
+@hypothesis.given(
+  hypothesis.extra.numpy.arrays('f4', (3, 5), elements=st.floats(-(2.0**99), 2.0**99, width=32))
+)
+def test_int8_is_within_half_a_step_everywhere(x):
+  x = np.where(np.abs(x) < 1e-30, 0, x)
+  coded = QUANTIZE(x)
+  back = np.asarray(DEQUANTIZE(coded, jnp.float32), 'f8')
+  scale = np.asarray(coded.scale, 'f8')[:, None]
+  assert (np.abs(back - x) <= scale * (0.5 + 1e-4)).all()
+  assert (scale <= np.abs(x).max(1, keepdims=True) / 126).all()
+
+
+@pytest.mark.parametrize('cfg, int8, wide, ratio', [
+  (presets.deepseek_v3(), 35_380, 70_272, 0.504),
+  (presets.qwen_7b(), 29_120, 57_344, 0.508),
+  (presets.smollm2_135m(), 11_880, 46_080, 0.258),
+  (presets.tiny_r1(), 336, 1280, 0.263),
+])  # fmt: skip
+def test_bytes_a_token(cfg, int8, wide, ratio):
+  assert caches.bytes_a_token(cfg, 'int8') == int8
+  assert caches.bytes_a_token(cfg) == wide
+  assert int8 <= ratio * wide
+  in_pages = sum(x.nbytes for x in jax.tree.leaves(caches.empty(presets.tiny_r1(), 1, 1)))
+  assert caches.bytes_a_token(presets.tiny_r1()) == in_pages
+
+
+def test_what_cannot_be_is_refused():
+  cfg = ModelConfig(8, 8, (Layer(GQA(1, 1, 4, pattern=Window(3)), Dense(8)),))
+  with pytest.raises(ValueError, match="'int4'; expected one of float32, bfloat16, int8"):
+    caches.paged(cfg, 1, 1, 'int4')
+  with pytest.raises(ValueError, match='a ring of 8 positions for 0 slots'):
+    caches.paged(cfg, 1, 1, ring=8)
+  new = KVCache(*[jnp.zeros((1, 1, 1, 4))] * 2)
+  one = jnp.ones((1, 1), jnp.int32)
+  with pytest.raises(ValueError, match=r'give Inputs\.table_BT'):
+    caches.update(caches.paged(cfg, 1, 1)[0][0], Place(one, one, jnp.int32(0)), new)
+
+
+def in_pages(params, cfg, token_B, position_B, live_B, cache):
+  """A step as engine.generate.decode does it; row b owns 128 pages of 16 positions."""
+  table_BT = jnp.arange(len(token_B) * 128).reshape(-1, 128)
+  inputs = Inputs(token_B[:, None], position_B[:, None], live_B[:, None], (), table_BT)
+  out = Transformer(cfg).apply({'params': params}, inputs, cache)
+  return transformer.logits(params, cfg, out.x_BLD[:, 0]), out.cache
+
+
+STEPS = {
+  'dense': (decode, lambda cfg, batch: caches.empty(cfg, batch, 2048)),
+  'pages': (in_pages, lambda cfg, batch: caches.paged(cfg, batch * 128, 16)),
+}
+
+
+@pytest.mark.parametrize('kind', STEPS)
 @pytest.mark.parametrize('layer', [LATENT, GROUPED], ids=['MLA', 'GQA'])
-def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer):
+def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind):
   cfg, batch = ModelConfig(64, 32, (layer,) * 16, remat='none'), 8
+  one, begin = STEPS[kind]
   init = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), dummy_inputs(cfg))
   params = meta.unbox(init['params'])
-  cache = jax.eval_shape(lambda: caches.empty(cfg, batch, 2048))
+  cache = jax.eval_shape(functools.partial(begin, cfg, batch))
   ids_B, live_B = (jax.ShapeDtypeStruct((batch,), t) for t in (jnp.int32, jnp.bool_))
   step = jax.jit(
-    lambda params, token, position, live, cache: decode(params, cfg, token, position, live, cache),
+    lambda params, token, position, live, cache: one(params, cfg, token, position, live, cache),
     donate_argnums=4,
   )
   memory = step.lower(params, ids_B, ids_B, live_B, cache).compile().memory_analysis()

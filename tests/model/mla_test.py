@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.model import presets
 from r1jax.model.config import MLA, Rope
-from r1jax.model.mla import LatentAttention, Query, absorbed, expanded
+from r1jax.model.mla import LatentAttention, Query, absorbed, absorbed_is_cheaper, expanded
 from r1jax.model.types import Place
 
 B, L, M, N, H, P, R, V, D = 2, 3, 5, 4, 6, 4, 8, 7, 10
@@ -34,6 +35,18 @@ def test_expanded_equals_absorbed(dtype, tolerance):
     assert (b[0][1, 0] == 0).all()
     close = lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=10 * tolerance)
     jax.tree.map(close, a, b)
+
+
+def test_as_many_queries_are_absorbed_as_take_fewer_flops():
+  v3 = presets.deepseek_v3().layers[0].attention
+  assert absorbed_is_cheaper(v3, 157, 1 << 20)
+  assert not absorbed_is_cheaper(v3, 158, 1 << 20)
+  assert absorbed_is_cheaper(v3, 8, 64)
+  assert not absorbed_is_cheaper(v3, 64, 64)
+  wide = MLA(2, nope=4, rope=2, value=4, kv_latent=2)
+  assert absorbed_is_cheaper(wide, 1 << 20, 1 << 20)
+  assert not absorbed_is_cheaper(MLA(1, 1, 2, 1, 16), 4, 16)
+  assert absorbed_is_cheaper(MLA(2, 4, 4, 6, 8), 4, 16)
 
 
 def by_hand(p, x, cfg, positions):
