@@ -8,7 +8,8 @@ All weights instead: --config=configs/lora.py:full. Any stage takes adapters: co
 trains GRPO on them with --config.init=… --config.lora.type=LoRA.
 
 Needs: the quickstart's run; two CPU cores, 4 GiB, 4 minutes. Not yet run on TPU or GPU.
-Reached: not yet measured.
+Reached (seeds 0–2, tests/benchmarks/algos.py; means and ranges),
+from PPO in place of GRPO: 94.6 % (91.9 to 97.4), with all weights 96.2 % (94.7 to 97.8).
 """
 
 import dataclasses
