@@ -6,11 +6,10 @@ r"""DPO on a model's own samples: of two answers to a question, a right and a wr
   python -m r1jax.bin.train --config=configs/dpo.py --workdir=runs/dpo
 
 The model is the quickstart's after SFT, before GRPO. Its wrong answers resemble the right ones, and
-DPO alone makes both unlikely (β 0.1, seed 0: accuracy fell to 29 %): the chosen ones' own loss, nll, keeps
-them written. Another model and its pairs:
---config=configs/dpo.py:CHECKPOINT,FILE. Records of your own, held_out alike with another share:
---config.stages[0].data.records.path=…. Other losses: --config.stages[0].objective.form.type=IPO,
---config.stages[0].objective.score.type=PerToken.
+DPO alone makes both unlikely (β 0.1, seed 0: accuracy fell to 29 %); nll, the chosen ones' own loss,
+keeps them written. Another model and its pairs: --config=configs/dpo.py:CHECKPOINT,FILE. Records of
+your own, held_out alike with another share: --config.stages[0].data.records.path=…. Other losses:
+--config.stages[0].objective.form.type=IPO, --config.stages[0].objective.score.type=PerToken.
 
 Needs: the quickstart's run; two CPU cores, 4 GiB, 3 minutes. Not yet run on TPU or GPU.
 Reached (seeds 0–2, tests/benchmarks/algos.py; means and ranges):
