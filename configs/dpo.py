@@ -6,7 +6,7 @@ r"""DPO on a model's own samples: of two answers to a question, a right and a wr
   python -m r1jax.bin.train --config=configs/dpo.py --workdir=runs/dpo
 
 The model is the quickstart's after SFT, before GRPO. Its wrong answers resemble the right ones, and
-DPO alone makes both unlikely (β 0.1, seed 0: accuracy fell to 29 %); nll, the chosen ones' own loss,
+DPO alone makes both unlikely (β 0.1, seed 0: accuracy fell to 29 %); nll, the chosen ones' loss,
 keeps them written. Another model and its pairs: --config=configs/dpo.py:CHECKPOINT,FILE. Records of
 your own, held_out alike with another share: --config.stages[0].data.records.path=…. Other losses:
 --config.stages[0].objective.form.type=IPO, --config.stages[0].objective.score.type=PerToken.
