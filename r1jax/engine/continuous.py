@@ -9,6 +9,9 @@ and are used as they lie; other weights than those of the call before make all c
 invalid. Tokens, log-probabilities and expert choices are those of `engine.generate` with the same
 keys: which slot, which chunks, which neighbours, preempted or not, does not enter.
 
+A request may have a budget (budget.py): its thought then ends where that says, the tags are written
+for the model and it answers. Bursts are cut so that no token behind a decision is computed.
+
 Host work is O(slots) a burst; `seconds` has it apart from what the device took.
 """
 
@@ -16,7 +19,7 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +27,13 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.core.program import Announce, Program, silent
-from r1jax.engine import buckets, steps
-from r1jax.engine.generate import Samples
+from r1jax.engine import buckets, steps, watch
+from r1jax.engine.budget import Action, Budget, Continue, End, Ended, Force, Marks, Used
 from r1jax.engine.sampling import Kinds, RequestSampling, controls
 from r1jax.engine.scheduler import Chunk, Config, Scheduler
 from r1jax.engine.scheduler import Request as Place
-from r1jax.kernels.logprob.truncate import FILLER, Sampling
+from r1jax.engine.watch import Watcher
+from r1jax.kernels.logprob.truncate import FILLER
 from r1jax.model import cache as caches
 from r1jax.model.cache import Stored
 from r1jax.model.config import ModelConfig, MoE, runs
@@ -47,33 +51,37 @@ class Request:
   seed: tuple[int, ...]
   sampling: RequestSampling = IDLE
   priority: int = 0
+  budget: Budget | None = None
 
 
 class Completion(NamedTuple):
   """What a request got, on the host.
 
-  number: of the request, in the order of asking. stopped: by a stop token, the last of `tokens`;
-  else by its limit. routes[run][block]: experts [n, prompt + tokens, A] by position, of the last
-  token zeros, for it was never read. support: ids that each token was drawn from.
+  number: of the request, in the order of asking. ended: 'stop' by a stop token, the last of
+  `tokens`; 'length' by its limit; else what a budget ended. used: figures of a budget. Forced
+  tokens have log-probability 0. routes[run][block]: experts [n, prompt + tokens, A] by position, of
+  the last token zeros, for it was never read. support: ids that each token was drawn from.
   """
 
   number: int
   tokens: np.ndarray
   logp: np.ndarray
-  stopped: bool
+  ended: Ended
   routes: tuple
   support: np.ndarray | None
+  used: Used | None = None
 
 
 @dataclasses.dataclass(eq=False)
 class _Record:
-  """A request under way: what the scheduler does not keep."""
+  """A request under way: what the scheduler does not keep. cap: tokens until it is asked again."""
 
   request: Request
   number: int
+  watcher: Watcher | None = None
+  cap: int = 1 << 30
   logp: list[float] = dataclasses.field(default_factory=list)
   support: list[np.ndarray] = dataclasses.field(default_factory=list)
-  stopped: bool = False
 
 
 class Continuous:
@@ -87,6 +95,8 @@ class Continuous:
     announce: Announce = silent,
     stored: Stored | None = None,
     support: int = 0,
+    marks: Marks | None = None,
+    clock: Callable[[], float] = time.monotonic,
   ):
     self.cfg, self.stops, self.config, self._announce = cfg, tuple(stops), config, announce
     self.support, self.scheduler = support, Scheduler(config)
@@ -96,11 +106,12 @@ class Continuous:
     self._routes = _places(cfg, config.pages * config.page)
     self._programs: dict[tuple, Program] = {}
     self._records: dict[int, _Record] = {}
-    self._asked, self._params = 0, None
+    self.asked, self._params = 0, None  # requests so far
+    self._marks, self._clock, self._pace = marks, clock, 0.0
 
   def submit(self, request: Request) -> int:
     """Its number; UserError, and nothing else changes, for what can never be served."""
-    number = self._asked
+    number = self.asked
     words = jax.random.key_data(jax.random.key(0)).shape
     if (len(request.seed),) != words:
       raise UserError(
@@ -110,11 +121,16 @@ class Continuous:
     wrong = [t for t in request.prompt if not 0 <= t < self.cfg.vocab]
     if wrong:
       raise UserError(f'request {number}: token {wrong[0]}, the vocabulary has {self.cfg.vocab}')
+    watcher = None
+    if request.budget is not None:
+      if self._marks is None:
+        raise UserError(f'request {number}: a budget needs the tags of a thought: give marks')
+      watcher = watch.start(request.budget, request.limit, self._marks, self._clock())
     self.scheduler.submit(
       Place(number, tuple(request.prompt), request.limit, request.priority, float(number))
     )
-    self._records[number] = _Record(request, number)
-    self._asked += 1
+    self._records[number] = _Record(request, number, watcher, 1 if watcher else 1 << 30)
+    self.asked += 1
     return number
 
   def cancel(self, number: int) -> None:
@@ -174,7 +190,8 @@ class Continuous:
     token_B, position_B, left_B = np.zeros((3, B), np.int32)
     for slot in slots:
       s = self.scheduler.slots[slot]
-      token_B[slot], position_B[slot], left_B[slot] = s.tokens[-1], len(s.tokens) - 1, s.left
+      token_B[slot], position_B[slot] = s.tokens[-1], len(s.tokens) - 1
+      left_B[slot] = min(s.left, self._records[s.request.id].cap)
     rows, kinds = self._rows(range(B), B, {k: tables[k] for k in slots})
     program = self._program(
       f'decode of {B} rows', ('decode', kinds), steps.decode,
@@ -184,7 +201,9 @@ class Continuous:
     self._cache, made = program(
       params, self._cache, token_B, position_B, left_B, rows, np.int32(burst), eager
     )
+    before = self.seconds['decode']
     made = self._fetch(made, 'decode')
+    self._pace = (self.seconds['decode'] - before) / max(1, int(made.count_B.max()))
     self.counts['steps'] += int(made.count_B.max())
     ended = []
     for slot in slots:
@@ -201,29 +220,65 @@ class Continuous:
     self, slot: int, tokens: list[int], logp: np.ndarray, support: Any, stop: bool, tables: dict
   ) -> list[Completion]:
     began = time.perf_counter()
-    record = self._records[self.scheduler.slots[slot].request.id]
-    record.logp += logp.tolist()
-    record.support += [] if support is None else [support]
-    record.stopped = stop
+    s = self.scheduler.slots[slot]
+    record, count = self._records[s.request.id], len(s.written)
+    action: Action | None = End(count + len(tokens), (), 'stop') if stop else None
+    if record.watcher:
+      record.watcher, action = watch.observe(
+        record.watcher, tokens, logp.tolist(), self._clock(), self._pace
+      )
+    room = record.request.limit
+    if isinstance(action, Force) and action.at + len(action.ids) >= room:
+      # reserve 0: nothing can be sampled behind the tags.
+      action = End(action.at, action.ids[: room - action.at], action.why)
+    if isinstance(action, (Force, End)):
+      tokens = tokens[: max(0, action.at - count)]
+    record.logp += logp[: len(tokens)].tolist()
+    record.support += [] if support is None else [support[: len(tokens)]]
     self.counts['written'] += len(tokens)
-    done = self.scheduler.advance(slot, tokens, stop)
+    done = self.scheduler.advance(slot, tokens, isinstance(action, End))
+    if done is None and isinstance(action, Force):
+      self._force(slot, record, action.ids)
+    elif isinstance(action, Continue):
+      record.cap = action.limit
     self.seconds['scheduler'] += time.perf_counter() - began
     if done is None:
       return []
     del self._records[record.number]
     self.counts['reused'] += done.reused
     places = self._at(tables[slot], 0, len(done.tokens) - 1)
-    routes = jax.tree.map(lambda r: np.pad(r[:, places], ((0, 0), (0, 1), (0, 0))), self._routes)
-    return [
-      Completion(
-        record.number,
-        np.array(done.written, np.int32),
-        np.array(record.logp, np.float32),
-        stop,
-        routes,
-        np.concatenate(record.support) if record.support else None,
-      )
-    ]
+    return [self._completed(record, done.written, action, places)]
+
+  def _force(self, slot: int, record: _Record, ids: tuple[int, ...]) -> None:
+    """Writes ids for the model; its next token is sampled behind them."""
+    self.scheduler.forced(slot, list(ids))
+    record.logp += [0.0] * len(ids)
+    if self.support:
+      record.support.append(np.full((len(ids), self.support), FILLER, np.int32))
+    record.watcher, action = watch.observe(record.watcher, (), (), self._clock(), self._pace)
+    record.cap = action.limit if isinstance(action, Continue) else 1
+
+  def _completed(
+    self, record: _Record, written: list[int], action: Action | None, places: np.ndarray
+  ) -> Completion:
+    """What is handed out: without what a refusal dropped, with what closes it."""
+    end = action if isinstance(action, End) else End(len(written), (), 'length')
+    kept = min(end.at, len(written))
+    read = min(len(places), len(record.request.prompt) + kept)
+    more = len(record.request.prompt) + kept + len(end.ids) - read
+    pad = ((0, 0), (0, more), (0, 0))
+    support = np.concatenate(record.support)[:kept] if record.support else None
+    if support is not None and end.ids:
+      support = np.pad(support, ((0, len(end.ids)), (0, 0)), constant_values=FILLER)
+    return Completion(
+      record.number,
+      np.array([*written[:kept], *end.ids], np.int32),
+      np.array([*record.logp[:kept], *[0.0] * len(end.ids)], np.float32),
+      end.why,
+      jax.tree.map(lambda r: np.pad(r[:, places[:read]], pad), self._routes),
+      support,
+      record.watcher.used if record.watcher else None,
+    )
 
   def _rows(self, slots: Iterable[int], B: int, tables: dict) -> tuple[steps.Rows, Kinds]:
     """Tables, seeds and sampling of these slots in order, rows without a table idle."""
@@ -261,51 +316,6 @@ class Continuous:
       kept[:, places] = new[:, row, : len(places)]
 
     jax.tree.map(put, self._routes, routes)
-
-
-def samples(
-  engine: Continuous,
-  params: Any,
-  prompts_BP: np.ndarray,
-  lengths_B: np.ndarray,
-  key_B: jax.Array,
-  sampling: Sampling,
-  limit: int,
-) -> Samples:
-  """Completes right-padded prompts as `engine.generate` does, on the host; rows in their order."""
-  settings = RequestSampling(sampling.temperature, sampling.top_k, sampling.top_p)
-  seeds = np.asarray(jax.random.key_data(key_B)).tolist()
-  prompts = [tuple(row[:n].tolist()) for row, n in zip(np.asarray(prompts_BP), lengths_B)]
-  asked = [Request(p, limit, tuple(s), settings) for p, s in zip(prompts, seeds, strict=True)]
-  first = engine._asked
-  done = sorted(engine.generate(params, asked), key=lambda c: c.number)
-  if len(done) != len(asked) or done[0].number != first:
-    raise ValueError('other requests were under way; give this engine to one caller at a time')
-  B, P = np.shape(prompts_BP)
-  length_B = np.array([len(c.tokens) for c in done], np.int32)
-
-  def rows(of: str, filler: float, *shape: int) -> np.ndarray:
-    each = [getattr(c, of) for c in done]
-    made = np.full((B, limit, *shape), filler, each[0].dtype)
-    for to, x in zip(made, each):
-      to[: len(x)] = x
-    return made
-
-  def whole(*routes_nLA: np.ndarray) -> np.ndarray:
-    n, _, A = routes_nLA[0].shape
-    made = np.zeros((n, B, P + limit, A), np.int32)
-    for b, r in enumerate(routes_nLA):
-      made[:, b, : r.shape[1]] = r
-    return made
-
-  return Samples(
-    rows('tokens', 0),
-    rows('logp', 0.0),
-    length_B,
-    np.array([c.stopped for c in done]),
-    jax.tree.map(whole, *(c.routes for c in done)),
-    rows('support', FILLER, engine.support) if engine.support else None,
-  )
 
 
 def _places(cfg: ModelConfig, places: int) -> tuple:

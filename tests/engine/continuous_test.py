@@ -1,12 +1,16 @@
 """Continuous batching: each request gets what it would alone, whatever happens around it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from r1jax.core import prng
 from r1jax.core.errors import UserError
-from r1jax.engine.continuous import Continuous, Request, samples
+from r1jax.engine.batch import samples
+from r1jax.engine.budget import Budget, Marks
+from r1jax.engine.continuous import Continuous, Request
 from r1jax.engine.generate import generate
 from r1jax.engine.sampling import RequestSampling
 from r1jax.engine.scheduler import Config
@@ -88,7 +92,7 @@ def test_contract_04_every_completion_is_the_static_engines(params, expected, ho
     n = want.length_B[i]
     np.testing.assert_array_equal(c.tokens, want.tokens_BT[i, :n])
     np.testing.assert_allclose(c.logp, want.logp_BT[i, :n], atol=2e-5)
-    assert c.stopped == want.stopped_B[i]
+    assert (c.ended == 'stop') == want.stopped_B[i]
     end = lengths[i] + n - 1  # the last token is never read
     theirs = jax.tree.map(lambda r, i=i, end=end: r[:, i, :end], want.routes)
     ours = jax.tree.map(lambda r, end=end: r[:, :end], c.routes)
@@ -163,3 +167,69 @@ def test_samples_are_those_of_the_static_engine_row_for_row(params, expected):
   read_BM = np.arange(17 + LIMIT) < (lengths + want.length_B - 1)[:, None]
   theirs = jax.tree.map(lambda r: np.where(read_BM[..., None], r, 0), want.routes)
   jax.tree.map(np.testing.assert_array_equal, got.routes, theirs)
+
+
+CLOSE, OPEN, FINISH = 26, 27, 28
+MARKS = Marks(((CLOSE,), (OPEN,), (FINISH,)), frozenset(STOPS), str)
+
+
+def bounded(budget, limit=LIMIT, **fields):
+  """Sampled requests whose thought a budget bounds, on an engine with the marks."""
+  asked = [dataclasses.replace(r, budget=budget, limit=limit) for r in requests()]
+  return Continuous(MIXED, STOPS, ENGINES['few slots, small chunks'], marks=MARKS, **fields), asked
+
+
+def test_a_thought_ends_at_its_budget_and_an_answer_follows(params):
+  engine, asked = bounded(Budget(thinking=3, reserve=3))
+  plain = Continuous(MIXED, STOPS, ENGINES['roomy'])
+  free = {c.number: c for c in plain.generate(params, requests())}
+  forced = 0
+  for c in engine.generate(params, asked):
+    alone = free[c.number].tokens
+    assert len(c.tokens) == len(c.logp) <= LIMIT and c.used.tokens == len(c.tokens)
+    if c.used.thought == 'thinking budget':
+      forced += 1
+      assert c.tokens[3:5].tolist() == [CLOSE, OPEN] and c.logp[3:5].tolist() == [0, 0]
+      np.testing.assert_array_equal(c.tokens[:3], alone[:3])  # until then it is left alone
+      for layer in jax.tree.leaves(c.routes):
+        assert layer.shape[1] == len(asked[c.number].prompt) + len(c.tokens)
+      if c.ended == 'length':
+        assert c.tokens[-1] == FINISH and len(c.tokens) == LIMIT
+    else:
+      assert c.used.thinking <= 3
+  assert forced > len(asked) // 3
+  engine.scheduler.pages.check([])
+
+
+def test_what_follows_forced_tokens_is_what_they_would_be_followed_by(params):
+  """The answer is that of a prompt that ends in thought and tags, with the same key."""
+  engine, asked = bounded(Budget(thinking=2, reserve=4))
+  done = {c.number: c for c in engine.generate(params, asked)}
+  number = next(n for n, c in done.items() if c.used.thought == 'thinking budget')
+  c, r = done[number], asked[number]
+  prompt = (*r.prompt, *c.tokens[:4].tolist())
+  again = dataclasses.replace(r, prompt=prompt, limit=LIMIT - 4, budget=None)
+  (alone,) = Continuous(MIXED, STOPS, ENGINES['roomy']).generate(params, [again])
+  n = min(len(c.tokens) - 4, len(alone.tokens)) - 1
+  assert n > 0
+  np.testing.assert_array_equal(c.tokens[4 : 4 + n], alone.tokens[:n])
+
+
+def test_a_refusal_drops_the_answer_and_time_is_the_clocks(params):
+  now = iter(range(10_000))
+  engine, asked = bounded(
+    Budget(seconds=6.0, reserve=1, fallback='refuse'), clock=lambda: float(next(now))
+  )
+  done = list(engine.generate(params, asked[:3]))
+  assert {c.number for c in done} == {0, 1, 2}
+  assert any(c.ended == 'refused' and c.used.cause == 'time' for c in done)
+  for c in done:
+    if c.ended == 'refused':
+      assert c.tokens[-2:].tolist() == [OPEN, FINISH]
+  engine.scheduler.pages.check([])
+
+
+def test_a_budget_needs_marks(params):
+  engine = Continuous(MIXED, STOPS, ENGINES['roomy'])
+  with pytest.raises(UserError, match='request 0: a budget needs the tags'):
+    engine.submit(dataclasses.replace(requests()[0], budget=Budget()))
