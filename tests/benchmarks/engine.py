@@ -2,7 +2,7 @@
 
   python -m tests.benchmarks.engine [--rounds=3] [--only=skew,prefix,host] [--models=tiny,smollm2]
 
-skew    64 requests, one in four of 192 new tokens, the others of 8 to 32, nobody stops earlier.
+skew    128 requests, one in four of 192 new tokens, the others of 8 to 32, nobody stops earlier.
         Static batches of the same number of rows, in the order of asking, run to their longest.
         Tokens/s of what was asked for, medians, both sides in turn in one process.
 prefix  32 requests over 4 prompts of 384 tokens, 8 new tokens each: with and without reuse.
@@ -34,7 +34,7 @@ from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.sharding import place
 from tests.benchmarks.bars import bar, machine
 
-ROWS, ASKED, PROMPT, LONG = 16, 64, 16, 192
+ROWS, ASKED, PROMPT, LONG = 16, 128, 16, 192
 GREEDY = RequestSampling(temperature=0.0)
 Model = tuple[ModelConfig, Any]
 
@@ -139,7 +139,7 @@ def prefix(name: str, model: Model, rounds: int) -> float:
 
 def host(name: str, model: Model) -> float:
   """The scheduler's share of a decode step at 64 rows, in percent."""
-  asked = [dataclasses.replace(r, limit=48) for r in skewed(model[0])]
+  asked = [dataclasses.replace(r, limit=48) for r in skewed(model[0])[:64]]
   config = Config(slots=64, pages=64 * 5, page=16, longest=PROMPT + LONG, burst=16)
   run, engine = continuous(model, asked, config)
   run()
