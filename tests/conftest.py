@@ -27,9 +27,11 @@ hypothesis.settings.register_profile('r1jax', deadline=None, max_examples=50, de
 hypothesis.settings.load_profile('r1jax')
 
 
-@pytest.fixture(scope='module')
-def quick_compilation():
-  """Programs half as fast are made in half the time: for tests that compiling dominates."""
-  jax.config.update('jax_disable_most_optimizations', True)
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation(request):
+  """Programs half as fast are made in half the time; not for modules marked `optimized`."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  quick = request.node.get_closest_marker('optimized') is None
+  jax.config.update('jax_disable_most_optimizations', quick)
   yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  jax.config.update('jax_disable_most_optimizations', before)

@@ -107,7 +107,7 @@ def make(model: Any, examples: list[Any], out: pathlib.Path) -> None:
   """Everything behind the flags, for a restored checkpoint."""
   from r1jax.curate import made
   from r1jax.curate.sample import Asking
-  from r1jax.engine.engine import Engine
+  from r1jax.engine import make as engines
   from r1jax.kernels.logprob.truncate import Sampling
   from r1jax.rewards.pool import Pool
   from r1jax.tasks.make import make as make_task
@@ -122,7 +122,7 @@ def make(model: Any, examples: list[Any], out: pathlib.Path) -> None:
     Pool(build, exp.verifier.workers, exp.verifier.seconds) as pool,
     Progress(KIND.value, len(examples)) as progress,
   ):
-    engine = Engine(exp.model, model.tok.stops, None, progress.compiling)
+    engine = engines.make(exp.engine, exp.model, model.tok.stops, None, progress.compiling)
     maker = made.Maker(
       engine, model.params, model.tok, pool.map, asking, FIRST.value, progress.update,
       progress.compiling,
@@ -147,12 +147,13 @@ def described(overrides: flags.Overrides, measure: Any) -> Any:
   from r1jax.checkpoint.store import Store, resolve
   from r1jax.core import config
   from r1jax.train import restored
+  from r1jax.train.experiment import with_key_ids
 
   directory, step = resolve(CHECKPOINT.value)
   exp = restored.described(directory, Store(directory).meta(step))
   if measure is not None:
     exp = dataclasses.replace(exp, task=measure.task)
-  return config.override_all(exp, overrides)
+  return with_key_ids(config.override_all(exp, overrides))
 
 
 def asked(exp: Any) -> list[Any]:

@@ -60,6 +60,11 @@ class Program:
     self._choose(args)
     return self._programs[self._last](*args)
 
+  @property
+  def compiled(self) -> int:
+    """Programs so far."""
+    return len(self._programs)
+
   def _choose(self, args: tuple) -> None:
     """Turns to the program for these arguments: one made before, or a new one."""
     key = self._key(args)

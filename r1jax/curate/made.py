@@ -22,7 +22,7 @@ from r1jax.curate.sample import Answers, Asking, Sampled, sample, width
 from r1jax.curate.select import Row
 from r1jax.data.batch import Batch
 from r1jax.data.batch import Row as Tokens
-from r1jax.engine.engine import Engine
+from r1jax.engine.make import AnyEngine
 from r1jax.kernels.logprob.distribution import Top, top
 from r1jax.model import transformer
 from r1jax.model.config import ModelConfig
@@ -39,7 +39,7 @@ Keep = Literal['correct', 'all']
 class Maker:
   """What makes data: a model with its tools. narrate is told (prompts done, figure=…)."""
 
-  engine: Engine
+  engine: AnyEngine
   params: Any
   tok: Tokenizer
   grade: Grader

@@ -13,7 +13,7 @@ import numpy as np
 
 from r1jax.core.errors import UserError
 from r1jax.engine import buckets
-from r1jax.engine.engine import Engine
+from r1jax.engine.make import AnyEngine
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.records.record import Records, texts
 from r1jax.rollout import collect
@@ -74,7 +74,7 @@ def width(tok: Tokenizer, examples: Sequence[Example]) -> int:
 
 
 def sample(
-  engine: Engine,
+  engine: AnyEngine,
   params: Any,
   tok: Tokenizer,
   examples: Sequence[Example],

@@ -18,6 +18,7 @@ V, else neither; penalties hold 3·B·V bytes of counts and pass over them once.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -122,14 +123,20 @@ def sample_within(
 
 def controls(rows: Sequence[RequestSampling], support: int = 0) -> tuple[Controls, Kinds]:
   """Parameters of a batch as arrays of the host, and what they need."""
-  columns = zip(*map(dataclasses.astuple, rows), strict=True)
-  kinds = (np.float32, np.int32, *(np.float32,) * 5)
+  numbers_BX = np.array([_numbers(r) for r in rows], np.float32)  # top-k too: exact below 2**24
+  temperature_B, top_k_B, *rest = numbers_BX.T
+  distinct = {id(r): r for r in rows}.values()
   within = lambda r: 1 <= r.top_k <= support
-  return Controls(*(np.array(c, kind) for c, kind in zip(columns, kinds, strict=True))), Kinds(
-    truncation=any((r.top_k or r.top_p < 1) and not within(r) for r in rows),
-    penalties=any(r.penalized for r in rows),
+  return Controls(temperature_B, top_k_B.astype(np.int32), *rest), Kinds(
+    truncation=any((r.top_k or r.top_p < 1) and not within(r) for r in distinct),
+    penalties=any(r.penalized for r in distinct),
     support=support,
   )
+
+
+@functools.lru_cache
+def _numbers(row: RequestSampling) -> tuple[float, ...]:
+  return dataclasses.astuple(row)
 
 
 def sample_rows(
@@ -233,6 +240,18 @@ def count(counts: Counts, token_B: jax.Array, live_B: jax.Array) -> Counts:
   old_B = counts.written_BV[at]
   new_B = old_B + (live_B & (old_B < MOST)).astype(jnp.int16)
   return counts._replace(written_BV=counts.written_BV.at[at].set(new_B, unique_indices=True))
+
+
+def count_ahead(counts: Counts, draft_BK: jax.Array) -> Counts:
+  """Of B rows the counts [B · (K + 1), V] before each of their drafts, and behind the last.
+
+  −1 counts as nothing.
+  """
+  V, K = counts.seen_BV.shape[1], draft_BK.shape[1]
+  more_BKV = jnp.cumsum(jax.nn.one_hot(draft_BK, V, dtype=jnp.int32), 1)
+  written_BLV = counts.written_BV[:, None] + jnp.pad(more_BKV, ((0, 0), (1, 0), (0, 0)))
+  written_BLV = jnp.minimum(written_BLV, MOST).astype(jnp.int16)
+  return Counts(jnp.repeat(counts.seen_BV, K + 1, 0), written_BLV.reshape(-1, V))
 
 
 def draw(z_BV: jax.Array, key_B: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ before it asks for the next, and reports what came of it:
 Order. Requests take their turn by (priority, arrival, id); the first that finds no slot or no pages
 holds up all behind it, so that none is starved by smaller ones. One plan fills at most `chunk`
 tokens in that order, and decodes all others: a long prompt delays no answer by more than a chunk.
+While chunks follow on chunks a burst is one token, so that the batch is full before it runs.
 
 Prefixes. Whole computed pages are published, and found by those who are admitted later. A request
 does not enter while one before it computes, in the same plan, a page that both begin with: of a
@@ -30,104 +31,11 @@ slots. (64 slots that decode: 0.1 ms on one core, however many wait.)
 """
 
 import bisect
-import dataclasses
 import heapq
-from typing import NamedTuple
 
 from r1jax.core.errors import UserError
 from r1jax.engine.pages import Pages
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """Sizes of the engine, all 1 or more.
-
-  slots: rows of the decode batch. pages: of the pool, of `page` positions each. longest: tokens of
-  a prompt and its completion. chunk: tokens that one plan fills, over all sequences. burst: tokens
-  that one plan decodes a sequence. reuse: whether prefixes are shared.
-  """
-
-  slots: int
-  pages: int
-  page: int
-  longest: int
-  chunk: int = 512
-  burst: int = 16
-  reuse: bool = True
-
-  def __post_init__(self):
-    for name in ('slots', 'pages', 'page', 'longest', 'chunk', 'burst'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)}; expected 1 or more')
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What is asked for: at most `limit` tokens behind the prompt; a higher priority goes first."""
-
-  id: int
-  prompt: tuple[int, ...]
-  limit: int
-  priority: int = 0
-  arrived: float = 0.0
-
-  @property
-  def positions(self) -> int:
-    """Positions that its cache can come to hold: all but the last token's, which is never read."""
-    return len(self.prompt) + self.limit - 1
-
-
-@dataclasses.dataclass(eq=False)
-class Sequence:
-  """A request and how far it is.
-
-  tokens: the prompt and what was written. computed: positions whose cache entries are valid; when
-  decoding, all but the newest token's. reused: positions that were found instead of computed, over
-  all admissions. filling: a chunk is next, not a burst. shared: its pages may be published.
-  """
-
-  request: Request
-  tokens: list[int]
-  pages: list[int] = dataclasses.field(default_factory=list)
-  computed: int = 0
-  slot: int | None = None
-  reused: int = 0
-  filling: bool = True
-  shared: bool = True
-
-  @property
-  def written(self) -> list[int]:
-    """The completion so far."""
-    return self.tokens[len(self.request.prompt) :]
-
-  @property
-  def left(self) -> int:
-    """Tokens that it may still write."""
-    return len(self.request.prompt) + self.request.limit - len(self.tokens)
-
-  @property
-  def rank(self) -> tuple[int, float, int]:
-    """Its place in the order, the first one lowest."""
-    return -self.request.priority, self.request.arrived, self.request.id
-
-
-class Chunk(NamedTuple):
-  """Tokens to compute from position `start` on; behind the last ones a token is sampled."""
-
-  slot: int
-  id: int
-  start: int
-  tokens: tuple[int, ...]
-  last: bool
-
-
-class Plan(NamedTuple):
-  """One step: chunks to compute, slots to decode by up to `burst` tokens, ids that lost theirs."""
-
-  prefill: tuple[Chunk, ...]
-  decode: tuple[int, ...]
-  burst: int
-  preempted: tuple[int, ...]
+from r1jax.engine.plan import Chunk, Config, Plan, Request, Sequence
 
 
 class Scheduler:
@@ -149,6 +57,15 @@ class Scheduler:
   def running(self) -> list[Sequence]:
     """The sequences in the slots, by slot."""
     return [s for s in self.slots if s is not None]
+
+  @property
+  def count(self) -> int:
+    """How many wait or run."""
+    return len(self._known)
+
+  def sequence(self, id: int) -> Sequence:
+    """Of a request that waits or runs."""
+    return self._known[id]
 
   def submit(self, request: Request) -> None:
     """Lets the request wait for its turn; UserError if it can never have one."""
@@ -197,6 +114,8 @@ class Scheduler:
       s.pages += self.pages.allocate(self._lacks(s, burst))
     # What was lost is given away in the next plan: no id and no slot is in two parts of this one.
     prefill = self._fill(admitting=not preempted)
+    if prefill and (not all(c.last for c in prefill) or (self.waiting and None in self.slots)):
+      burst = min(burst, 1)
     return Plan(prefill, tuple(s.slot for s in decoding), burst, tuple(preempted))
 
   def chunk_done(self, slot: int, count: int) -> None:
@@ -226,12 +145,15 @@ class Scheduler:
     self._vacate(s)
     return s
 
-  def forced(self, slot: int, tokens: list[int]) -> None:
-    """Appends tokens that were not sampled; the next chunks compute them, then sampling goes on."""
-    s = self._at(slot)
+  def forced(self, id: int, tokens: list[int]) -> None:
+    """Appends tokens that were not sampled to a request that runs or waits.
+
+    The next chunks compute them, then sampling goes on.
+    """
+    s = self._known[id]
     if not 0 < len(tokens) < s.left:
       raise ValueError(
-        f'slot {slot}: {len(tokens)} tokens are forced and {s.left} may still be written; '
+        f'request {id}: {len(tokens)} tokens are forced and {s.left} may still be written; '
         'expected 1 or more, and one left to be sampled'
       )
     s.tokens += tokens
@@ -245,6 +167,12 @@ class Scheduler:
     self.pages.clear()
     for s in self.running:
       s.shared = False
+
+  def restart(self) -> None:
+    """What was computed is lost: those who run wait in their old places, with what they wrote."""
+    self.forget()
+    for s in self.running:
+      self._preempt(s)
 
   def _fill(self, admitting: bool) -> tuple[Chunk, ...]:
     """Chunks in order, at most `chunk` tokens in all; who waits enters when it has its turn."""

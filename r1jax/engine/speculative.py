@@ -39,6 +39,7 @@ from r1jax.kernels.logprob import picked
 from r1jax.kernels.logprob.truncate import Sampling, truncate
 from r1jax.model import transformer
 from r1jax.model.config import ModelConfig
+from r1jax.model.keys import listed
 from r1jax.model.mtp import PredictionModule
 from r1jax.model.types import Place
 from r1jax.sharding.rules import constrain
@@ -177,6 +178,7 @@ def _module(
   """Of prediction module d: h for what comes after it, its output for the head, its cache."""
   e_BLD = constrain(rows(params['embedding'], ahead_BL).astype(cfg.dtype), 'batch', 'length', None)
   module, given = PredictionModule(cfg.mtp[d]), {'params': params[f'mtp{d}']}
+  place = place._replace(listed_BL=listed(cfg, ahead_BL))
   h_BLD, y_BLD, out = module.apply(given, h_BLD, e_BLD, place, cache)
   return y_BLD if cfg.mtp_input == 'normed' else h_BLD, y_BLD, out.cache
 

@@ -52,6 +52,16 @@ class Watch:
     self._stop: str | None = None
     self._tokens = 0
 
+  @property
+  def stop(self) -> str | None:
+    """The stop string that was met."""
+    return self._stop
+
+  @property
+  def fed(self) -> int:
+    """Tokens that were read."""
+    return self._tokens
+
   def feed(self, ids: Iterable[int]) -> Said:
     """Takes new tokens; those behind a stop are not read."""
     said = ''

@@ -106,7 +106,7 @@ def observe(
   return s, _decide(s, now, pace)
 
 
-def end(s: Watcher, why: Literal['stop', 'cancelled'], now: float) -> tuple[Watcher, End]:
+def end(s: Watcher, why: Literal['stop', 'length', 'cancelled'], now: float) -> tuple[Watcher, End]:
   """Ends a completion for what is not seen here: a stop string, a caller who has gone."""
   s = dataclasses.replace(s, seconds=now - s.began)
   return s, _end(s, why)

@@ -12,7 +12,7 @@ import jax
 
 from r1jax.core import metrics
 from r1jax.core.errors import UserError
-from r1jax.engine.engine import Engine
+from r1jax.engine.make import AnyEngine
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rewards.outcome import Outcome
 from r1jax.rollout import telemetry
@@ -66,7 +66,7 @@ def forced(tok: Tokenizer, thought: Literal['free', 'none']) -> list[int]:
 
 
 def run(
-  engine: Engine,
+  engine: AnyEngine,
   params: Any,
   tok: Tokenizer,
   examples: Sequence[Example],
@@ -122,7 +122,7 @@ def held_out(task: Task, tok: Tokenizer, spec: Evaluation) -> list[Example]:
 
 
 def evaluate(
-  engine: Engine, params: Any, tok: Tokenizer, task: Task, grade: Grader, spec: Evaluation
+  engine: AnyEngine, params: Any, tok: Tokenizer, task: Task, grade: Grader, spec: Evaluation
 ) -> dict[str, Any]:
   """Sampled accuracy, and what `passes` adds, on the same held-out problems."""
   examples = held_out(task, tok, spec)

@@ -9,8 +9,7 @@ inputs lose their left end is the harness' own code or does as its class for tra
 (lm_eval/models/huggingface.py, 0.4.13), so that figures compare. Control tokens in a completion are
 no text, as there; sampling has no top-k unless the task says so (there: 50).
 
-Batches are static: every row runs until each of its batch has an end token or reached the limit,
-and `until` strings cut the text afterwards. They save no time; a small max_gen_toks does.
+A completion ends with its first `until` string: what is not asked for is not written.
 
 Chats. The harness passes prompts as text, where a question that spells '<|im_end|>' could forge a
 turn. A rendered chat is therefore remembered with its tokens, and its text looked up again; two
@@ -29,7 +28,7 @@ import importlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,12 +37,13 @@ import numpy as np
 from r1jax.core import prng
 from r1jax.core.errors import UserError, nearest, no_such
 from r1jax.core.program import Announce, silent
-from r1jax.engine import buckets
-from r1jax.engine.engine import Engine
+from r1jax.engine.batch import Batches, Paged
+from r1jax.engine.make import AnyEngine
+from r1jax.engine.requests import Request
+from r1jax.engine.sampling import RequestSampling
 from r1jax.engine.score import Scorer
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model.config import ModelConfig
-from r1jax.sharding import processes
 from r1jax.tokenizers.public import PublicTokenizer
 from r1jax.tokenizers.tokenizer import BOS, Tokenizer
 
@@ -112,7 +112,7 @@ class Answers:
     params: Any,
     cfg: ModelConfig,
     tok: Tokenizer,
-    engine: Engine,
+    engine: AnyEngine,
     *,
     context: int = 2048,
     add_bos: bool | None = None,
@@ -122,7 +122,7 @@ class Answers:
   ):
     """context: most tokens of an input; add_bos: begin texts with bos, if given, or never.
 
-    slots: tokens of a batch, padding and completions included.
+    slots: tokens of a batch that is scored, with padding; what writes has the engine's sizes.
     """
     super().__init__()
     if tok.vocab > cfg.vocab:
@@ -130,7 +130,10 @@ class Answers:
         f'the tokenizer has {tok.vocab} tokens, the model {cfg.vocab}: give the model its own'
       )
     self.max_length = context
-    self._params, self._tok, self._engine, self._slots = params, tok, engine, slots
+    spec = engine.spec if isinstance(engine, Batches) else Paged()
+    # One of its own: it stops at strings, and what is text of them is told here.
+    self._engine = Batches(spec, cfg, engine.stops, engine.mesh, announce, self._read, routes=False)
+    self._params, self._tok = params, tok
     self._begin = beginning(tok) if add_bos is None else [self.prefix_token_id] * add_bos
     self._render, self._seed = conversation(tok), seed
     self._chats: dict[str, list[int]] = {}
@@ -205,17 +208,21 @@ class Answers:
     return [sum(next(made)[0] for _ in text) for text in windows]
 
   def generate_until(self, requests: Sequence[Any], **options: Any) -> list[str]:
-    """Completions; those that are asked for alike share batches."""
+    """Completions, all in one batch; each ends by its own limit and stop strings."""
     del options
-    alike: dict[Generation, list[int]] = {}
-    for i, request in enumerate(requests):
-      alike.setdefault(generation(request.args[1]), []).append(i)
-    texts = [''] * len(requests)
-    for asked, members in alike.items():
-      rows = [self._prompt(requests[i].args[0], asked.limit) for i in members]
-      for i, text in self._completions(rows, members, asked):
-        texts[i] = text
-    return texts
+    if not requests:
+      return []
+    asked = [(r.args[0], generation(r.args[1])) for r in requests]
+    key_B = prng.fold_rows(jax.random.key(self._seed), np.arange(len(asked)))
+    rows = []
+    for (text, g), seed in zip(asked, np.asarray(jax.random.key_data(key_B)).tolist()):
+      sampling = RequestSampling(g.sampling.temperature, g.sampling.top_k, g.sampling.top_p)
+      stops = tuple(filter(None, g.until))
+      prompt = tuple(self._prompt(text, g.limit))
+      rows.append(Request(prompt, g.limit, tuple(seed), sampling, stops=stops))
+    longest = max(len(r.prompt) + r.limit for r in rows)
+    done = self._engine.complete(self._params, rows, longest)
+    return [self._text(c.tokens.tolist(), g.until) for c, (_, g) in zip(done, asked)]
 
   def _prompt(self, text: str, limit: int) -> list[int]:
     """Ids that leave room for the completion; too long ones lose their left end."""
@@ -227,28 +234,14 @@ class Answers:
       )
     return (self.tok_encode(text) or [self.prefix_token_id])[-room:]
 
-  def _completions(
-    self, rows: list[list[int]], numbers: list[int], asked: Generation
-  ) -> Iterator[tuple[int, str]]:
-    """(number, text) of every row; the number, not the batch, decides what is drawn."""
-    shards, key = buckets.shards(self._engine.mesh), jax.random.key(self._seed)
-    limit = buckets.bucket(asked.limit)
-    for batch in buckets.batches(list(map(len, rows)), self._slots, shards, more=limit):
-      # As many rows in the last batch as in the others: a width is one program.
-      least = buckets.fit(buckets.bucket(len(rows[batch[0]])) + limit, self._slots, shards)
-      prompts_BP, lengths_B = buckets.pad([rows[i] for i in batch], self._tok.pad, shards, least)
-      mine = [numbers[i] for i in batch]
-      number_B = np.pad(mine, (0, len(lengths_B) - len(mine)), mode='edge')
-      key_B = prng.fold_rows(key, number_B)
-      made = self._engine(self._params, prompts_BP, lengths_B, key_B, asked.sampling, limit)
-      made = processes.fetch((made.tokens_BT, made.length_B))
-      for number, tokens, length in zip(mine, *made):
-        yield number, self._text(tokens[: min(length, asked.limit)].tolist(), asked.until)
+  def _read(self, ids: Iterable[int]) -> str:
+    """Text without control tokens and ids that only the model has."""
+    tok = self._tok
+    return tok.decode(i for i in ids if i < tok.vocab and i not in tok.special)
 
   def _text(self, ids: list[int], until: Sequence[str]) -> str:
-    """Without control tokens and ids that only the model has, up to the first of `until`."""
-    tok = self._tok
-    text = tok.decode(i for i in ids if i < tok.vocab and i not in tok.special)
+    """The same, up to the first of `until`."""
+    text = self._read(ids)
     for stop in filter(None, until):
       text = text.split(stop)[0]
     return text
@@ -282,7 +275,7 @@ class Answers:
 
 
 def language_model(
-  params: Any, cfg: ModelConfig, tok: Tokenizer, engine: Engine, **options: Any
+  params: Any, cfg: ModelConfig, tok: Tokenizer, engine: AnyEngine, **options: Any
 ) -> Any:
   """An `lm_eval.api.model.LM` of a model; the options are those of `Answers`."""
 

@@ -1,7 +1,16 @@
 """Which implementation of an op runs where, and what it sums in."""
 
+import re
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+
+# What a device calls itself, and the kernels written for it; others run XLA.
+KERNELS = (
+  (r'TPU ?(v[4-9]|\d\d?x|7)', 'tpu'),  # Mosaic for TPU
+  (r'(NVIDIA )?G?H(100|200|800|20)\b', 'gpu'),  # Mosaic GPU for sm_90
+)
 
 
 def resolve(implementation: str | None, default: dict[str, str], known: tuple[str, ...]) -> str:
@@ -11,6 +20,12 @@ def resolve(implementation: str | None, default: dict[str, str], known: tuple[st
   if implementation not in known:
     raise NotImplementedError(f'no implementation {implementation!r}; known: {", ".join(known)}')
   return implementation
+
+
+def kernels(device_kind: str | None = None) -> Literal['tpu', 'gpu', 'xla']:
+  """Which family of kernels a device runs; without a name, the first device of this process."""
+  kind = jax.devices()[0].device_kind if device_kind is None else device_kind
+  return next((name for pattern, name in KERNELS if re.match(pattern, kind)), 'xla')
 
 
 def sums(x: jax.Array) -> jnp.dtype:

@@ -24,16 +24,26 @@ rotated key have a scale each, of GQA each head of keys and of values. Bytes a t
 
 Cost of an update, a layer: one scatter of B·L entries, and of pages or ring one gather of B·T·S
 (B·R) that writes a copy in the activations' dtype; dense memory is sliced.
+
+On a mesh rows, pages and slots are split over the batch axes, d shards: shard i holds rows
+i·B/d … (i+1)·B/d − 1 of a batch and pages i·P/d … (i+1)·P/d − 1 of the pool, and numbers in its
+rows' tables and slots count from its own first, 0 … P/d − 1. Nothing of the memory ever crosses
+devices. Over `tensor` the heads of keys and values are split; latents, which every head needs, are
+on every device.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax.model.config import GQA, MLA, ModelConfig, Window, runs
+from r1jax.core.errors import UserError
+from r1jax.model.config import GQA, MLA, Hybrid, ModelConfig, Window, runs
 from r1jax.model.types import Place
+from r1jax.sharding import rules
+from r1jax.sharding.place import check_rows
 
 Stored = Literal['float32', 'bfloat16', 'int8']
 STEPS = 126.5  # of int8 to each side
@@ -43,13 +53,15 @@ class LatentCache(NamedTuple):
   """MLA: the normed latent and the rotated key side by side, C = R + P: decode reads one array."""
 
   kv_nBMC: jax.Array
+  candidate_nBM1: jax.Array | None = None
 
 
 class KVCache(NamedTuple):
-  """GQA."""
+  """GQA; candidate: of hybrid layers whether a token may be a key token, 1 or 0 (keys.py)."""
 
   key_nBMKH: jax.Array
   value_nBMKH: jax.Array
+  candidate_nBM1: jax.Array | None = None
 
 
 class Int8(NamedTuple):
@@ -96,11 +108,12 @@ def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Entries, ...
 
   def one(spec: MLA | GQA, n: int) -> Entries:
     zeros = lambda *shape: jnp.zeros((n, batch, length, *shape), cfg.dtype)
+    candidate = zeros(1) if isinstance(spec.pattern, Hybrid) else None
     match spec:
       case MLA():
-        return LatentCache(zeros(spec.kv_latent + spec.rope))
+        return LatentCache(zeros(spec.kv_latent + spec.rope), candidate)
       case GQA():
-        return KVCache(zeros(spec.kv_heads, spec.head), zeros(spec.kv_heads, spec.head))
+        return KVCache(*(zeros(spec.kv_heads, spec.head) for _ in 'kv'), candidate)
 
   return tuple(tuple(one(l.attention, r.repeats) for l in r.period) for r in runs(cfg.layers))
 
@@ -139,13 +152,39 @@ def paged(
 
 def _shapes(spec: MLA | GQA, parted: bool) -> tuple[tuple[tuple[int, ...], ...], ...]:
   """Of a token's entries: for each array of the dense cache those of its stacks."""
+  candidate = (((1,),),) if isinstance(spec.pattern, Hybrid) else ()
   match spec:
     case MLA() if parted:
-      return (((spec.kv_latent,), (spec.rope,)),)
+      return (((spec.kv_latent,), (spec.rope,)), *candidate)
     case MLA():
-      return (((spec.kv_latent + spec.rope,),),)
+      return (((spec.kv_latent + spec.rope,),), *candidate)
     case GQA():
-      return (((spec.kv_heads, spec.head),),) * 2
+      return (*((((spec.kv_heads, spec.head),),) * 2), *candidate)
+
+
+def shardings(mesh: jax.sharding.Mesh, cache: Any) -> Any:
+  """Where what `paged` makes lives, abstract or not: a NamedSharding an array."""
+  is_kind = lambda x: isinstance(x, Pages | Ring)
+  specs = jax.tree.map(lambda c: _specs(c, mesh), cache, is_leaf=is_kind)
+  return jax.tree.map(lambda p: jax.sharding.NamedSharding(mesh, p), specs)
+
+
+def _specs(cache: Pages | Ring, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
+  """A PartitionSpec an array; a pool that does not divide over the shards is an error."""
+  count = jax.tree.leaves(cache)[0].shape[1]
+  shards = rules.axis_size(table := rules.ACTIVATIONS['batch'], dict(mesh.shape))
+  if count % shards:
+    raise UserError(
+      f'{count} {"pages" if isinstance(cache, Pages) else "slots"} of a cache do not split over '
+      f'{shards} devices (mesh axes {", ".join(table)}); choose a multiple'
+    )
+
+  def one(stack: Stack) -> Stack:
+    shape = jax.tree.leaves(stack)[0].shape[:-1]  # a scale's; the values have one axis more
+    names = (None, 'batch', None, 'kv_heads')[: len(shape)]
+    return jax.tree.map(lambda _: rules.fitting(shape, names, mesh), stack)
+
+  return jax.tree.map(one, cache, is_leaf=lambda x: isinstance(x, Int8))
 
 
 def bytes_a_token(cfg: ModelConfig, dtype: Stored | None = None) -> int:
@@ -174,13 +213,30 @@ def update(cache: Cache, place: Place, new: Entries) -> tuple[Cache, Held]:
   """
   match cache:
     case Pages():
-      return _update_pages(cache, place, new)
+      return _on_shards(_update_pages, cache, place, new)
     case Ring():
-      return _update_ring(cache, place, new)
+      return _on_shards(_update_ring, cache, place, new)
     case _:
       at = place.layer, place.positions_BL
-      cache = type(cache)(*(write(c, *at, x) for c, x in zip(cache, new)))
-      return cache, Held(type(cache)(*(read(c, place.layer) for c in cache)))
+      cache = jax.tree.map(lambda c, x: write(c, *at, x), cache, new)
+      return cache, Held(jax.tree.map(lambda c: read(c, place.layer), cache))
+
+
+def _on_shards(
+  one: Callable, cache: Pages | Ring, place: Place, new: Entries
+) -> tuple[Pages | Ring, Held]:
+  """An update over the mesh in context, each shard of itself; without a mesh, of this device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return one(cache, place, new)
+  check_rows(mesh, len(place.positions_BL))
+  rows = rules.spec(('batch',), rules.ACTIVATIONS)
+  names = ('batch', None, 'kv_heads')
+  entries = jax.tree.map(lambda x: rules.fitting(x.shape[:-1], names[: x.ndim - 1], mesh), new)
+  pool = _specs(cache, mesh)
+  places = Place(rows, rows, jax.P(), rows, rows)
+  run = jax.shard_map(one, in_specs=(pool, places, entries), out_specs=(pool, Held(entries, rows)))
+  return run(cache, place, new)
 
 
 def _update_pages(cache: Pages, place: Place, new: Entries) -> tuple[Pages, Held]:

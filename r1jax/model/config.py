@@ -56,6 +56,84 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeyTokens:
+  """Key tokens by what they are: ModelConfig.key_ids, and the `first` tokens of a sequence.
+
+  They are taken in order as long as there is room: of a sequence's first t tokens no more than
+  share · (t + window − 1), so early ones first, and no more than `slots` in all, so none after
+  those. A share makes the cost quadratic in the length; slots bound it.
+  """
+
+  share: float = 0.1
+  first: int = 4
+  slots: int | None = None
+
+  def __post_init__(self):
+    check_share(self)
+    if self.first < 0:
+      raise ValueError(f'first={self.first} of the tokens cannot be key tokens; 0 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyScores:
+  """Key tokens by a learned score: those above 0 are taken in order, as KeyTokens are.
+
+  A token's value (MLA: its latent) is multiplied by 2σ(score), by which the score learns.
+  """
+
+  share: float = 0.1
+  slots: int | None = None
+
+  def __post_init__(self):
+    check_share(self)
+
+
+def check_share(keys: 'KeyTokens | KeyScores') -> None:
+  """A share of the tokens, and room for one at least."""
+  if not 0 < keys.share <= 1:
+    raise ValueError(f'share={keys.share} of the tokens: expected more than 0, at most 1')
+  if keys.slots is not None and keys.slots < 1:
+    raise ValueError(f'slots={keys.slots}: expected one at least, or None')
+
+
+@dataclasses.dataclass(frozen=True)
+class Union:
+  """One softmax over the window and the key tokens before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+  """A softmax each, and these weights; a query that sees no key token has its window alone."""
+
+  window: float = 0.7
+  keys: float = 0.3
+
+  def __post_init__(self):
+    if min(self.window, self.keys) < 0 or abs(self.window + self.keys - 1) > 1e-6:
+      raise ValueError(f'two weights of at least 0 that sum to 1 expected, {self} was given')
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+  """A softmax each, and a learned weight for every token and head: g of the window, 1 − g."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hybrid:
+  """A token sees the last `window` tokens and, further back, the key tokens."""
+
+  window: int = 64
+  keys: KeyTokens | KeyScores = KeyTokens()
+  mix: Union | Fixed | Gate = Union()
+
+  def __post_init__(self):
+    Window(self.window)
+
+
+Pattern = Full | Window | Hybrid
+
+
+@dataclasses.dataclass(frozen=True)
 class MLA:
   """Multi-head latent attention: heads of nope + rope and `value` width over low-rank latents."""
 
@@ -68,6 +146,7 @@ class MLA:
   rotary: Rope = Rope()
   eps: float = 1e-6
   std: float = 0.006
+  pattern: Pattern = Full()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +158,7 @@ class GQA:
   head: int
   qk_norm: bool = False
   bias: bool = False
-  pattern: Full | Window = Full()
+  pattern: Pattern = Full()
   rotary: Rope = Rope(interleaved=False)
   eps: float = 1e-6
   std: float = 0.02
@@ -141,6 +220,9 @@ class Layer:
 class ModelConfig:
   """The whole model: `mtp` is a layer for each prediction depth, `dtype` that of activations.
 
+  key_ids: the tokens that KeyTokens takes; empty, training fills in what the tokenizer calls
+  punctuation and paragraph ends.
+
   mtp_input: what the first depth sees: the residual stream after the final norm, as servers of V3's
   public weights have it (the paper leaves it open), or before it.
   """
@@ -149,6 +231,7 @@ class ModelConfig:
   embed: int
   layers: tuple[Layer, ...]
   mtp: tuple[Layer, ...] = ()
+  key_ids: tuple[int, ...] = ()
   mtp_input: Literal['normed', 'stream'] = 'normed'
   tied: bool = False
   eps: float = 1e-6
@@ -159,6 +242,14 @@ class ModelConfig:
   def __post_init__(self):
     if not self.layers:
       raise ValueError('a model needs at least one layer')
+    if outside := [i for i in self.key_ids if not 0 <= i < self.vocab]:
+      raise ValueError(f'key_ids: {outside[0]} is not in the vocabulary of {self.vocab}')
+
+  @property
+  def asks_for_key_ids(self) -> bool:
+    """Whether a layer takes key tokens by what they are."""
+    patterns = (layer.attention.pattern for layer in (*self.layers, *self.mtp))
+    return any(isinstance(p, Hybrid) and isinstance(p.keys, KeyTokens) for p in patterns)
 
 
 @dataclasses.dataclass(frozen=True)

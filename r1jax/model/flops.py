@@ -17,9 +17,21 @@ Sources: PaLM (arXiv 2204.02311, appendix B) for the convention, of which this i
 (2412.19437 §4.2) for 37B active parameters and one prediction depth.
 """
 
+import functools
 from collections.abc import Iterable
 
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Window
+from r1jax.model.config import (
+  GQA,
+  MLA,
+  Dense,
+  Hybrid,
+  Layer,
+  ModelConfig,
+  MoE,
+  Pattern,
+  Window,
+)
+from r1jax.model.keys import room
 
 
 def training_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
@@ -31,14 +43,23 @@ def forward_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
   """Model flops of one forward pass over segments of these lengths, heads included."""
   lengths = [int(n) for n in lengths]  # Python's integers do not overflow
   layers = (*cfg.layers, *cfg.mtp)
-  pairs = sum(visible(a, n) * pair_width(a) for a in (x.attention for x in layers) for n in lengths)
-  return 2 * (sum(lengths) * active_matrices(cfg) + pairs)
+  made = sum(visible(a, n) * pair_width(a) for a in (x.attention for x in layers) for n in lengths)
+  return 2 * (sum(lengths) * active_matrices(cfg) + made)
 
 
 def visible(cfg: MLA | GQA, length: int) -> int:
   """Pairs of a query and a position it sees, over a segment."""
-  match cfg:
-    case GQA(pattern=Window(window)) if window < length:
+  return pairs(cfg.pattern, length)
+
+
+@functools.cache
+def pairs(pattern: Pattern, length: int) -> int:
+  """The same by pattern; of key tokens as many as there is room for."""
+  match pattern:
+    case Hybrid(window):
+      far = sum(room(t, pattern) for t in range(window, length))
+      return pairs(Window(window), length) + far
+    case Window(window) if window < length:
       return window * (window + 1) // 2 + (length - window) * window
     case _:
       return length * (length + 1) // 2

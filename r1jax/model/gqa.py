@@ -12,8 +12,9 @@ import jax
 from r1jax.kernels.attention import attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
-from r1jax.model import masks
+from r1jax.model.attend import over_batch, over_memory
 from r1jax.model.config import GQA
+from r1jax.model.keys import entry, marks, weighed
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.rope import rotate, softmax_scale
 from r1jax.model.types import Place
@@ -45,17 +46,16 @@ class GroupedQueryAttention(nn.Module):
       q_BLNH = rms_norm(q_BLNH, norm_scale(self, 'q_scale', c.head), c.eps)
       k_BLKH = rms_norm(k_BLKH, norm_scale(self, 'k_scale', c.head), c.eps)
     q_BLNH, k_BLKH = (rotate(x, place.positions_BL, c.rotary) for x in (q_BLNH, k_BLKH))
+    marked = marks(self, x_BLD, place)
+    v_BLKH = weighed(v_BLKH, marked)
     scale = softmax_scale(c.rotary, c.head)
     if cache is None:
-      k_BMKH, v_BMKH = k_BLKH, v_BLKH
-      mask_BLM = masks.within(place.positions_BL, place.segments_BL, c.pattern)
+      o_BLNH = over_batch(q_BLNH, k_BLKH, v_BLKH, place, c.pattern, marked, scale)
     else:
-      cache, held = caches.update(cache, place, caches.KVCache(k_BLKH, v_BLKH))
-      k_BMKH, v_BMKH = held.memory
-      length, there_BM = k_BMKH.shape[1], held.positions_BM
-      mask_BLM = masks.over_cache(
-        place.positions_BL, place.segments_BL, length, c.pattern, there_BM
-      )
-    o_BLNH = attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
+      entries = caches.KVCache(k_BLKH, v_BLKH, entry(marked, x_BLD.dtype))
+      cache, held = caches.update(cache, place, entries)
+      k_BMKH, v_BMKH, _ = held.memory
+      attend = lambda mask_BLM: attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
+      o_BLNH = over_memory(attend, place, held, k_BMKH.shape[1], c.pattern, marked)
     out = w('out', (c.heads, c.head, D), ('heads', 'head', 'embed'))
     return matmul('BLNH,NHD->BLD', o_BLNH, out), cache

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from r1jax.model.config import Full, Window
 
-Pattern = Full | Window
 
-
-def within(positions_BL: jax.Array, segments_BL: jax.Array, pattern: Pattern = Full()) -> jax.Array:
+def within(
+  positions_BL: jax.Array, segments_BL: jax.Array, pattern: Full | Window = Full()
+) -> jax.Array:
   """Mask_BLM of a batch over itself; packed segments are independent."""
   same = segments_BL[:, :, None] == segments_BL[:, None, :]
   seen = visible(positions_BL[:, None, :], positions_BL[:, :, None], pattern)
@@ -19,7 +19,7 @@ def over_cache(
   positions_BL: jax.Array,
   segments_BL: jax.Array,
   length: int,
-  pattern: Pattern = Full(),
+  pattern: Full | Window = Full(),
   there_BM: jax.Array | None = None,
 ) -> jax.Array:
   """Mask_BLM over cache slots: slot m holds position m of the row's one sequence.
@@ -38,7 +38,7 @@ def over_cache(
   return seen & (segments_BL > 0)[:, :, None]
 
 
-def visible(there: jax.Array, here: jax.Array, pattern: Pattern) -> jax.Array:
+def visible(there: jax.Array, here: jax.Array, pattern: Full | Window) -> jax.Array:
   """Whether position `here` sees position `there` of the same sequence."""
   match pattern:
     case Full():

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from r1jax.kernels.attention import attention, latent_attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
-from r1jax.model import masks
+from r1jax.model.attend import over_batch, over_memory
 from r1jax.model.config import MLA
+from r1jax.model.keys import entry, marks, weighed
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.rope import rotate, softmax_scale
 from r1jax.model.types import Place
@@ -35,6 +36,17 @@ class Query(NamedTuple):
   rope_BLNP: jax.Array
 
 
+def keys_and_values(
+  kv_BMC: jax.Array, k_up_RNH: jax.Array, v_up_RNV: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Keys and values made from the latents; kv_BMC is [latent; rotated key]."""
+  latent_BMR, rope_BMP = jnp.split(kv_BMC, [k_up_RNH.shape[0]], -1)
+  k_BMNH = matmul('BMR,RNH->BMNH', latent_BMR, k_up_RNH)
+  v_BMNV = matmul('BMR,RNV->BMNV', latent_BMR, v_up_RNV)
+  rope_BMNP = jnp.broadcast_to(rope_BMP[:, :, None], (*k_BMNH.shape[:3], rope_BMP.shape[-1]))
+  return jnp.concatenate([k_BMNH, rope_BMNP], -1), v_BMNV
+
+
 def expanded(
   q: Query,
   kv_BMC: jax.Array,
@@ -43,13 +55,9 @@ def expanded(
   v_up_RNV: jax.Array,
   scale: float,
 ) -> jax.Array:
-  """Attention with keys and values made from the latents; kv_BMC is [latent; rotated key]."""
-  latent_BMR, rope_BMP = jnp.split(kv_BMC, [k_up_RNH.shape[0]], -1)
-  k_BMNH = matmul('BMR,RNH->BMNH', latent_BMR, k_up_RNH)
-  v_BMNV = matmul('BMR,RNV->BMNV', latent_BMR, v_up_RNV)
-  rope_BMNP = jnp.broadcast_to(rope_BMP[:, :, None], (*k_BMNH.shape[:3], rope_BMP.shape[-1]))
-  keys = jnp.concatenate([k_BMNH, rope_BMNP], -1)
-  return attention(jnp.concatenate(q, -1), keys, v_BMNV, mask_BLM, scale)
+  """Attention over the keys and values themselves."""
+  made = keys_and_values(kv_BMC, k_up_RNH, v_up_RNV)
+  return attention(jnp.concatenate(q, -1), *made, mask_BLM, scale)
 
 
 def absorbed(
@@ -99,22 +107,26 @@ class LatentAttention(nn.Module):
     kv_down = w('kv_down', (D, c.kv_latent + c.rope), ('embed', 'latent'))
     kv_BLR = matmul('BLD,DR->BLR', x_BLD, kv_down)
     latent = rms_norm(kv_BLR[..., : c.kv_latent], norm_scale(self, 'kv_scale', c.kv_latent), c.eps)
+    marked = marks(self, x_BLD, place)
+    latent = weighed(latent, marked)
     k_rope = rotate(kv_BLR[:, :, None, c.kv_latent :], place.positions_BL, c.rotary)[:, :, 0]
     k_up = w('k_up', (c.kv_latent, c.heads, c.nope), ('latent', 'heads', 'head'))
     v_up = w('v_up', (c.kv_latent, c.heads, c.value), ('latent', 'heads', 'head'))
     scale = softmax_scale(c.rotary, c.nope + c.rope)
     kv_BMC = jnp.concatenate([latent, k_rope], -1)
     if cache is None:
-      mask_BLM = masks.within(place.positions_BL, place.segments_BL)
-      o_BLNV = expanded(q, kv_BMC, mask_BLM, k_up, v_up, scale)
+      made = keys_and_values(kv_BMC, k_up, v_up)
+      o_BLNV = over_batch(jnp.concatenate(q, -1), *made, place, c.pattern, marked, scale)
     else:
-      cache, held = caches.update(cache, place, caches.LatentCache(kv_BMC))
-      (kv_BMC,), (L, M) = held.memory, (x_BLD.shape[1], held.memory.kv_nBMC.shape[1])
-      mask_BLM = masks.over_cache(place.positions_BL, place.segments_BL, M)
+      entries = caches.LatentCache(kv_BMC, entry(marked, x_BLD.dtype))
+      cache, held = caches.update(cache, place, entries)
+      (kv_BMC, _), L = held.memory, x_BLD.shape[1]
+      M = kv_BMC.shape[1]
       # A dense cache meets a whole prompt, which is expanded as in training, or one token.
       short = L == 1 or (place.table_BT is not None and absorbed_is_cheaper(c, L, M))
       execution = absorbed if short else expanded
-      o_BLNV = execution(q, kv_BMC, mask_BLM, k_up, v_up, scale)
+      attend = lambda mask_BLM: execution(q, kv_BMC, mask_BLM, k_up, v_up, scale)
+      o_BLNV = over_memory(attend, place, held, M, c.pattern, marked)
     return matmul(
       'BLNV,NVD->BLD', o_BLNV, w('out', (c.heads, c.value, D), ('heads', 'head', 'embed'))
     ), cache

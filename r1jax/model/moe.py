@@ -86,7 +86,7 @@ def sharded_experts(
       jax.lax.psum(y, 'tensor'), 'expert', scatter_dimension=0, tiled=True
     )
 
-  tokens = rules.spec(('batch', 'length', None), rules.ACTIVATIONS)
+  tokens = rules.fitting(x_BLD.shape, ('batch', 'length', None), mesh)
   run = jax.shard_map(local, in_specs=(tokens,) * 3 + specs, out_specs=tokens)
   return run(x_BLD, ids_BLA, gates_BLA, *weights)
 
@@ -114,7 +114,10 @@ class MixtureOfExperts(nn.Module):
   ) -> tuple[jax.Array, LayerOut]:
     c, D, w = self.cfg, x_BLD.shape[-1], functools.partial(weight, self)
     s_BLE, bias_E = Router(c, name='router')(x_BLD)
-    ids_BLA = router.select(s_BLE, bias_E, c) if routes_BLA is None else routes_BLA
+    choose = lambda s_BLE: router.select(s_BLE, bias_E, c)
+    ids_BLA = routes_BLA
+    if ids_BLA is None:
+      ids_BLA = rules.by_rows(choose, s_BLE, axes=('batch', 'length'))
     valid_BL = place.segments_BL > 0
     y_BLD = sharded_experts(
       x_BLD,

@@ -4,9 +4,10 @@
 
 Depth d sees h of depth d−1 and the token d ahead, and predicts token i+d+1. Embedding and head are
 the main model's. Whether h has passed the final norm the paper leaves open: ModelConfig.mtp_input
-says. Positions are those of h: RoPE is relative, so the other token's would give the same. The
-embedding half comes first, as in the public weights (`eh_proj`); the paper writes it second. With
-a cache, a stack of one layer of its own, a module drafts a token at a time (engine/speculative.py).
+says. Positions are those of h: RoPE is relative, so the other token's would give the same; whether
+it is a key token is asked of the other token. The embedding half comes first, as in the public
+weights (`eh_proj`); the paper writes it second. With a cache, a stack of one layer of its own, a
+module drafts a token at a time (engine/speculative.py).
 """
 
 import flax.linen as nn

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from r1jax.core.qarray import Weight, dense, rows
 from r1jax.model import stack
 from r1jax.model.config import ModelConfig, runs
+from r1jax.model.keys import listed
 from r1jax.model.mtp import PredictionModule
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.types import LayerOut, Place, Term
@@ -65,7 +66,11 @@ class Transformer(nn.Module):
   ) -> Output:
     c = self.cfg
     place = Place(
-      inputs.positions_BL, inputs.segments_BL, table_BT=inputs.table_BT, slots_B=inputs.slots_B
+      inputs.positions_BL,
+      inputs.segments_BL,
+      table_BT=inputs.table_BT,
+      slots_B=inputs.slots_B,
+      listed_BL=listed(c, inputs.tokens_BL),
     )
     table_VD = weight(self, 'embedding', (c.vocab, c.embed), ('vocab', 'embed'))
     if not c.tied:
@@ -88,6 +93,7 @@ class Transformer(nn.Module):
     mtp = []
     for d, (spec, tokens_BL) in enumerate(zip(c.mtp, inputs.ahead)):
       module = PredictionModule(spec, name=f'mtp{d}')
+      place = place._replace(listed_BL=listed(c, tokens_BL))
       h_BLD, y_BLD, outs[f'mtp{d}/block'] = module(h_BLD, embed(tokens_BL, table_VD), place)
       h_BLD = y_BLD if normed else h_BLD
       mtp.append(y_BLD)

@@ -13,6 +13,7 @@ class Place(NamedTuple):
   layer: jax.Array | None = None  # index into the run's stacked cache
   table_BT: jax.Array | None = None  # ids of each row's pages in order; −1 where it has none
   slots_B: jax.Array | None = None  # each row's slot of the rings; None: row b's is b
+  listed_BL: jax.Array | None = None  # whether the token is one of ModelConfig.key_ids
 
 
 class Term(NamedTuple):

@@ -10,7 +10,7 @@ are the groups that it keeps and one rollout.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,8 @@ import numpy as np
 
 from r1jax.core import prng
 from r1jax.core.errors import UserError
-from r1jax.engine.engine import Engine
 from r1jax.engine.generate import Samples
+from r1jax.engine.make import AnyEngine
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.rollout.grading import Grader
 from r1jax.sharding import processes
@@ -65,7 +65,7 @@ def prompt_rows(
 
 
 def sample(
-  engine: Engine,
+  engine: AnyEngine,
   params: Any,
   tok: Tokenizer,
   examples: Sequence[Example],
@@ -92,14 +92,17 @@ def sample(
 def texts(tok: Tokenizer, samples: Samples, prefix: Sequence[int] = ()) -> list[str]:
   """Completions as text; in front what the prompt opened of them, and a forced prefix.
 
-  What lies behind a row's length is not read. Ids that only the model has (a vocabulary padded for
-  sharding) read as U+FFFD.
+  What lies behind a row's length is not read.
   """
   tokens_BT, length_B = np.asarray(samples.tokens_BT), np.asarray(samples.length_B)
+  rows = ([*prefix, *row[:n].tolist()] for row, n in zip(tokens_BT, length_B))
+  return [tok.opened + text(tok, ids) for ids in rows]
+
+
+def text(tok: Tokenizer, ids: Iterable[int]) -> str:
+  """Text of tokens; ids that only the model has (a vocabulary padded for sharding) are U+FFFD."""
   unknown = tok.encode('\N{REPLACEMENT CHARACTER}')
-  known = lambda ids: (j for i in ids for j in ([i] if i < tok.vocab else unknown))
-  rows = ([*prefix, *known(row[:n].tolist())] for row, n in zip(tokens_BT, length_B))
-  return [tok.opened + tok.decode(ids) for ids in rows]
+  return tok.decode(j for i in ids for j in ([i] if i < tok.vocab else unknown))
 
 
 def graded(

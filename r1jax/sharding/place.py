@@ -74,6 +74,27 @@ def like(mesh: jax.sharding.Mesh, params: Any, derived: Any) -> Any:
   return tree.map_named(one, derived)
 
 
+def onto(mesh: jax.sharding.Mesh | None, boxed: Any, params: Any) -> Any:
+  """The same weights where `init` would have put them; what lies there is not copied.
+
+  Without a mesh they go onto one device. Leaves that the model does not name (adapters, parts of
+  composite weights) stay if they lie on the mesh's devices, else they are replicated over them.
+  """
+  if mesh is None:
+    alone = lambda x: isinstance(x, jax.Array) and len(x.sharding.device_set) == 1
+    return jax.tree.map(lambda x: x if alone(x) else jax.device_put(x, jax.devices()[0]), params)
+  known, devices = tree.flatten_named(shardings(mesh, boxed)), set(mesh.devices.flat)
+
+  def one(path: str, x: Any) -> jax.Array:
+    want = known.get(path)
+    here = isinstance(x, jax.Array) and x.sharding.device_set == devices
+    if here and (want is None or x.sharding.is_equivalent_to(want, x.ndim)):
+      return x
+    return jax.device_put(x, want or replicated(mesh))
+
+  return tree.map_named(one, params)
+
+
 def jit_init(f: Callable, mesh: jax.sharding.Mesh | None, params: Any) -> Any:
   """f(params) under jit, with its result placed like params."""
   if mesh is None:

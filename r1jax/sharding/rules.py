@@ -7,6 +7,8 @@ every axis that holds different tokens.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -30,6 +32,7 @@ ACTIVATIONS = {
   'tokens': ('data', 'fsdp', 'expert', 'context'),
   'length': 'context',
   'heads': 'tensor',
+  'kv_heads': 'tensor',
   'vocab': 'tensor',
 }
 
@@ -64,6 +67,16 @@ def weight_sharding(
   return jax.sharding.NamedSharding(mesh, p)
 
 
+def fitting(
+  shape: tuple[int, ...],
+  names: tuple[str | None, ...],
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> jax.P:
+  """The spec of an activation; a dimension that its mesh axes do not divide is left whole."""
+  sizes, p = dict(mesh.shape), spec(names, ACTIVATIONS)
+  return jax.P(*(e if size % axis_size(e, sizes) == 0 else None for size, e in zip(shape, p)))
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Tells the partitioner how an activation is split; without a mesh, x itself.
 
@@ -73,6 +86,20 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  p = spec(names, ACTIVATIONS)
-  fits = (e if size % axis_size(e, dict(mesh.shape)) == 0 else None for size, e in zip(x.shape, p))
-  return jax.lax.with_sharding_constraint(x, jax.P(*fits))
+  return jax.lax.with_sharding_constraint(x, fitting(x.shape, names, mesh))
+
+
+def by_rows(f: Callable, *args: Any, axes: tuple[str, ...] = ('batch',)) -> Any:
+  """f(*args) where each shard has its own part of `axes`, the first axes of all arrays in and out.
+
+  For what the partitioner gathers onto every device though rows are independent: top-k, sorting.
+  Without a mesh, or if the mesh does not divide them, f itself.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return f(*args)
+  parts = [axis_size(ACTIVATIONS[name], dict(mesh.shape)) for name in axes]
+  if any(n % part for x in jax.tree.leaves(args) for n, part in zip(x.shape, parts)):
+    return f(*args)
+  rows = spec(axes, ACTIVATIONS)
+  return jax.shard_map(f, in_specs=rows, out_specs=rows)(*args)

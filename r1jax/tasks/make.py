@@ -7,9 +7,10 @@ from r1jax.tasks.file import File, load
 from r1jax.tasks.gym import Gym, GymTask
 from r1jax.tasks.logic import Logic, LogicTask
 from r1jax.tasks.maths import Maths, MathsTask
+from r1jax.tasks.retrieval import Retrieval, RetrievalTask
 from r1jax.tasks.task import Task
 
-TaskSpec = Gym | Maths | Choice | Code | Logic | File
+TaskSpec = Gym | Maths | Choice | Code | Logic | Retrieval | File
 
 
 def make(spec: TaskSpec) -> Task:
@@ -25,8 +26,10 @@ def make(spec: TaskSpec) -> Task:
       return CodeTask(spec)
     case Logic():
       return LogicTask(spec)
+    case Retrieval():
+      return RetrievalTask(spec)
     case File():
       return load(spec)
     case _:
-      kinds = 'Gym(…), Maths(…), Choice(…), Code(…), Logic(…) or File(…)'
+      kinds = 'Gym(…), Maths(…), Choice(…), Code(…), Logic(…), Retrieval(…) or File(…)'
       raise UserError(f'task is {spec!r}; expected {kinds}')

@@ -14,6 +14,7 @@ from r1jax.checkpoint.store import Damaged, Store, resolve
 from r1jax.core import config
 from r1jax.core.errors import UserError
 from r1jax.data.stream import Stream
+from r1jax.engine import make as engines
 from r1jax.eval import evaluate
 from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.sharding import place
@@ -30,14 +31,14 @@ from r1jax.train.supervised import SFT, Pretrain
 def same(exp: Experiment, workdir: pathlib.Path, store: Store, data: str) -> None:
   """A run goes on under the config that it was started with, or not at all.
 
-  Where and how it runs may change: mesh, checkpoints, number of graders.
+  Where and how it runs may change: mesh, engine, checkpoints, number of graders.
   """
   meta = newest_meta(store)
   if meta is None:
     return
   saved = config.from_dict(Experiment, meta['experiment'])
   saved = dataclasses.replace(
-    saved, mesh=exp.mesh, checkpoint=exp.checkpoint, verifier=exp.verifier
+    saved, mesh=exp.mesh, engine=exp.engine, checkpoint=exp.checkpoint, verifier=exp.verifier
   )
   if saved != exp:
     raise UserError(
@@ -76,6 +77,7 @@ def check(
     raise UserError(
       f'the tokenizer has {tok.vocab} ids, model.vocab is {exp.model.vocab}: raise model.vocab'
     )
+  engines.check(exp.engine, exp.model)
   if task is not None:
     evaluate.held_out(task, tok, exp.evaluation)
     place.check_rows(mesh, exp.evaluation.batch)

@@ -3,11 +3,15 @@
 import dataclasses
 
 from r1jax.algos.lora import LoRA
+from r1jax.engine.batch import Paged
+from r1jax.engine.make import EngineSpec
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.config import ModelConfig
 from r1jax.sharding.mesh import Mesh
 from r1jax.tasks.make import TaskSpec
 from r1jax.tokenizers.make import Byte, TokenizerSpec
+from r1jax.tokenizers.make import make as make_tokenizer
+from r1jax.tokenizers.properties import key_tokens
 from r1jax.train.distillation import Distillation
 from r1jax.train.ppo import separate
 from r1jax.train.preferences import Preference
@@ -52,6 +56,7 @@ class Experiment:
   only pretrains needs none.
   init: a checkpoint whose parameters the first stage starts from; None: fresh ones from the seed.
   lora: adapters on the weights of `init`; they alone are trained and saved.
+  engine: what writes the completions of RL and evaluation.
   """
 
   name: str
@@ -64,6 +69,7 @@ class Experiment:
   init: str | None = None
   lora: LoRA | None = None
   mesh: Mesh = Mesh()
+  engine: EngineSpec = Paged()
   checkpoint: Checkpoint = Checkpoint()
   verifier: Verifier = Verifier()
 
@@ -85,6 +91,14 @@ class Experiment:
   def first_step(self, stage: int) -> int:
     """Updates done before a stage starts: an RL step makes one for each minibatch."""
     return sum(s.steps * (s.minibatches if isinstance(s, RL) else 1) for s in self.stages[:stage])
+
+
+def with_key_ids(exp: Experiment) -> Experiment:
+  """With key ids from the tokenizer, if layers ask for them and the model has none."""
+  if exp.model.key_ids or not exp.model.asks_for_key_ids:
+    return exp
+  ids = key_tokens(make_tokenizer(exp.tokenizer), ('punctuation', 'paragraph'))
+  return dataclasses.replace(exp, model=dataclasses.replace(exp.model, key_ids=ids))
 
 
 def keeps_reference(stage: Stage) -> bool:

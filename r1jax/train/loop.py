@@ -17,7 +17,7 @@ from r1jax.sharding import processes
 from r1jax.train import judging, points, provenance, teaching, telemetry, weights
 from r1jax.train import state as states
 from r1jax.train.distillation import Distillation
-from r1jax.train.experiment import Experiment, Stage, keeps_reference, writes
+from r1jax.train.experiment import Experiment, Stage, keeps_reference, with_key_ids, writes
 from r1jax.train.keeper import Keeper
 from r1jax.train.offline import Plan, run_offline
 from r1jax.train.point import Point
@@ -35,7 +35,7 @@ def train(exp: Experiment, workdir: pathlib.Path, profile: Window | None = None)
   """Runs an experiment to its end and returns the summary that process 0 writes."""
   if not exp.stages:
     raise UserError('config.stages is empty: there is nothing to train')
-  exp = processes.together(lambda: weights.pinned(exp, workdir))
+  exp = processes.together(lambda: weights.pinned(with_key_ids(exp), workdir))
   with open_run(exp, workdir, profile) as run:
     opened = lambda: {stage.name: plan(run, stage) for stage in exp.stages}
     plans = processes.together(opened)  # what they read is there, or no process begins

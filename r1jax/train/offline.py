@@ -38,7 +38,7 @@ def run_offline(run: Run, stage: Stage, plan: Plan, point: Point, keeper: Keeper
   """The rest of a stage, one update a batch."""
   exp, state = run.exp, point.state
   if keeps_reference(stage) and state.reference is None:
-    state = state._replace(reference=weights.reference(exp, state.params))
+    state = state._replace(reference=weights.copied(exp, state.params))
   optimizer = optim.make(stage.optimizer, weights.trained(exp, state.params))
   step = steps.make(
     plan.loss,

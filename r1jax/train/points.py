@@ -1,9 +1,9 @@
 """Points of a run as checkpoints, and back.
 
     tree    step, params (router bias too; of LoRA the adapters alone), opt, reference, pending (a
-            graded rollout not used up)
+            graded rollout not used up), older (the weights that write the one behind it)
     meta    config, stage, step in it, position in the data, questions asked, what a pending rollout
-            has reported, of LoRA which base
+            has reported, updates before the older weights, of LoRA which base
 
 Random keys are functions of (seed, stage, step) and need no saving.
 """
@@ -29,7 +29,7 @@ from r1jax.rollout.trajectory import RLBatch, rl_batch
 from r1jax.sharding import place, processes
 from r1jax.train import parameters, rl, weights
 from r1jax.train.experiment import Experiment, Stage, keeps_reference
-from r1jax.train.point import Pending, Point
+from r1jax.train.point import Pending, Point, Version
 from r1jax.train.rl import RL
 from r1jax.train.state import State
 
@@ -42,11 +42,12 @@ class Saved(NamedTuple):
   opt: Any
   reference: Any = None
   pending: RLBatch | None = None
+  older: Any = None
 
 
 def saved(exp: Experiment, mesh: jax.sharding.Mesh | None, point: Point) -> tuple[Saved, dict]:
   """(tree, meta) of a point; every process calls it."""
-  pending, position = point.pending, point.position
+  pending, position, older = point.pending, point.position, point.older
   held = pending and place.rows(mesh, pending.batch, rl.batch_axis(pending.batch))
   if position is not None:
     position = stream.merge([np.array(p) for p in processes.exchange(position.tolist())]).tolist()
@@ -57,10 +58,11 @@ def saved(exp: Experiment, mesh: jax.sharding.Mesh | None, point: Point) -> tupl
     'position': position,
     'asked': point.asked,
     'pending': pending and pending._replace(batch=None)._asdict(),
+    'older': older and older.number,
     'base': weights.base(exp) if exp.lora else None,
   }
   state = point.state._replace(params=weights.trained(exp, point.state.params))
-  return Saved(*state, held), meta
+  return Saved(*state, held, older and older.params), meta
 
 
 def newest(
@@ -85,6 +87,9 @@ def restore(exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, step:
   wanted = template(exp, mesh, stage)
   if meta['pending']:
     wanted = wanted._replace(pending=pending_template(exp.model, mesh, stage, store.describe(step)))
+  number = meta.get('older')  # before it was written there was none
+  if number is not None:
+    wanted = wanted._replace(older=weights.model_only(exp.model, wanted.params))
   got = store.restore(wanted, step)
   pending, position = None, meta['position']
   if meta['pending']:
@@ -101,7 +106,8 @@ def restore(exp: Experiment, mesh: jax.sharding.Mesh | None, store: Store, step:
     own = {name: x for name, x in state.params.items() if name not in frozen}
     mine = weights.model_only(exp.model, state.params)
     state = state._replace(params=weights.whole(exp, mine, frozen) | own)
-  return Point(meta['stage'], meta['step'], state, position, pending, asked(meta, stage))
+  older = None if number is None else Version(number, got.older)
+  return Point(meta['stage'], meta['step'], state, position, pending, asked(meta, stage), older)
 
 
 def asked(meta: dict[str, Any], stage: Stage) -> int:

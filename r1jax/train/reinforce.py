@@ -1,11 +1,13 @@
 """The loop of a reinforcement-learning stage: rollout, what the objective compares with, updates.
 
 It is a function of where it starts: questions, random numbers and minibatches follow from (seed,
-stage, step) and the number of questions asked, so that a resumed run repeats them.
+stage, step) and the number of questions asked, so that a resumed run repeats them. With
+`RL.staleness` the rollout of the next step is written meanwhile (train/ahead.py).
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,8 +26,9 @@ from r1jax.rollout.trajectory import RLBatch, rl_batch, rows
 from r1jax.sharding import place, processes
 from r1jax.train import ppo, rl, weights
 from r1jax.train import step as steps
+from r1jax.train.ahead import Ahead
 from r1jax.train.keeper import Keeper
-from r1jax.train.point import Pending, Point
+from r1jax.train.point import Pending, Point, Version
 from r1jax.train.programs import train_program
 from r1jax.train.rl import RL, Rollout
 from r1jax.train.rollouts import rollout, run_key
@@ -35,7 +38,7 @@ from r1jax.train.state import State
 
 def run_rl(run: Run, stage: RL, point: Point, keeper: Keeper) -> State:
   """The rest of a stage; each step is one rollout and `minibatches` updates."""
-  exp, state, pending = run.exp, point.state, point.pending
+  exp, state = run.exp, point.state
   step = steps.make(
     functools.partial(rl.loss, cfg=exp.model, stage=stage),
     functools.partial(rl.denominators, cfg=exp.model, stage=stage),
@@ -46,41 +49,70 @@ def run_rl(run: Run, stage: RL, point: Point, keeper: Keeper) -> State:
     weights.trains(exp),
   )
   if stage.algorithm.beta and state.reference is None:
-    state = state._replace(reference=weights.reference(exp, state.params))
-  train = train_program(run, f'{stage.name} step', step, state)
-  against, here = comparison(run, stage), point
-  for i in range(point.step, stage.steps):
-    here = dataclasses.replace(here, step=i, state=state, pending=pending)
-    if pending is None:
-      if stage.algorithm.beta and i and i % stage.refresh == 0:
-        state = state._replace(reference=weights.reference(exp, state.params))
-      here = dataclasses.replace(here, state=state)
-      here = asked(run, stage, here, against, keeper)
-    state, pending = updates(run, stage, here, train, keeper)
-    figures = metrics.finish(pending.total) | pending.figures
-    if point.pending and i == point.step:  # resumed within: its rollout took no time here
-      figures = {name: value for name, value in figures.items() if name not in ('tokens', 'flops')}
-    pending = None
-    here = dataclasses.replace(here, step=i + 1, state=state, pending=None)
-    keeper.done(here, figures)
-  return state
+    state = state._replace(reference=weights.copied(exp, state.params))
+  train = train_program(run, f'{stage.name} step', step, state, weights.trains(exp))
+  against, here = comparison(run, stage), dataclasses.replace(point, state=state)
+  with Ahead(run, stage, keeper) as ahead:
+    for _ in range(point.step, stage.steps):
+      here = one_step(run, stage, here, train, against, keeper, ahead)
+  return here.state
 
 
-def asked(run: Run, stage: RL, here: Point, against: 'Comparison', keeper: Keeper) -> Point:
-  """The point with a rollout of the newest weights, whose version and checksum are told."""
-  policy = weights.model_only(run.exp.model, here.state.params)
+def one_step(
+  run: Run,
+  stage: RL,
+  here: Point,
+  train: Callable,
+  against: 'Comparison',
+  keeper: Keeper,
+  ahead: Ahead,
+) -> Point:
+  """The rest of a step: its rollout unless that is pending, the next one begun, the updates."""
+  exp, resumed = run.exp, here.pending is not None
+  if not resumed:
+    if stage.algorithm.beta and here.step and here.step % stage.refresh == 0:
+      reference = weights.copied(exp, here.state.params)
+      here = dataclasses.replace(here, state=here.state._replace(reference=reference))
+    here = asked(run, stage, here, against, keeper, ahead)
+  here = ahead.begin(here)
+  state, pending = updates(run, stage, here, train, keeper)
+  figures = metrics.finish(pending.total) | pending.figures
+  if resumed:  # within: its rollout took no time here
+    figures = {name: value for name, value in figures.items() if name not in ('tokens', 'flops')}
+  here = dataclasses.replace(here, step=here.step + 1, state=state, pending=None)
+  keeper.done(here, figures)
+  return here
+
+
+def asked(
+  run: Run, stage: RL, here: Point, against: 'Comparison', keeper: Keeper, ahead: Ahead
+) -> Point:
+  """The point with a rollout of its older weights, of the newest where it has none; tells which."""
+  exp, state = run.exp, here.state
+  mine = weights.trained(exp, weights.model_only(exp.model, state.params))
+  newest = Version(int(state.step), mine)
+  by = here.older or newest
   with keeper.resting(here):
-    done = rollout(run, stage, policy, here.step, here.asked)
+    done = ahead.take()
+    if done is None:  # the first of a stage, and after resuming
+      policy = weights.whole(exp, by.params, state.params)
+      done = rollout(run, stage, policy, here.step, here.asked)
   with run.timers('train'):
-    pending = prepare(run, stage, here.state, done, against)
-    sums = checksum.start(jax.tree.leaves(weights.trained(run.exp, policy)))()
-  used = {'weights_version': int(here.state.step), 'weights_checksum': sum(sums) % 2**32}
+    pending = prepare(run, stage, state, done, against)
+    sums = checksum.start(jax.tree.leaves(by.params))()
+  if here.older:
+    jax.tree.map(lambda x: x.delete(), here.older.params)  # whoever still holds the point
+  used = {
+    'weights_version': by.number,
+    'weights_checksum': sum(sums) % 2**32,
+    'staleness': newest.number - by.number,
+  }
   pending = pending._replace(figures=pending.figures | used)
-  return dataclasses.replace(here, pending=pending, asked=here.asked + done.asked)
+  return dataclasses.replace(here, pending=pending, asked=here.asked + done.asked, older=None)
 
 
 def updates(
-  run: Run, stage: RL, point: Point, train: Program, keeper: Keeper
+  run: Run, stage: RL, point: Point, train: Callable, keeper: Keeper
 ) -> tuple[State, Pending]:
   """The updates of one rollout that are left; before each the run may stop and keep it."""
   state, pending = point.state, point.pending

@@ -3,17 +3,23 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from r1jax.checkpoint.store import FOLDER, Store, resolve
-from r1jax.core import config
+from r1jax.core import config, prng
 from r1jax.core.errors import UserError
-from r1jax.engine import buckets
-from r1jax.engine.engine import Engine
+from r1jax.engine import buckets, budget
+from r1jax.engine import make as engines
+from r1jax.engine.batch import Paged
+from r1jax.engine.continuous import Continuous
+from r1jax.engine.make import AnyEngine
+from r1jax.engine.requests import Event, Failed, Request
+from r1jax.engine.sampling import RequestSampling
 from r1jax.eval import evaluate as evaluation
 from r1jax.eval import harness as lm_eval
 from r1jax.kernels.logprob.truncate import Sampling
@@ -26,12 +32,13 @@ from r1jax.tokenizers.make import Public
 from r1jax.tokenizers.make import make as make_tokenizer
 from r1jax.tokenizers.tokenizer import Tokenizer
 from r1jax.train import parameters, provenance
-from r1jax.train.experiment import Experiment
+from r1jax.train.experiment import Experiment, with_key_ids
 from r1jax.train.progress import Progress
 from r1jax.train.run import PUBLIC
 
 CONVERTED = 'converted'
 CONTEXT = 2048  # tokens, for lm_eval, of a model whose config.json does not lie beside it
+GREEDY = RequestSampling(temperature=0.0)
 LONGEST = 4096  # tokens, for lm_eval, unless asked for: what it costs grows with the square
 
 
@@ -42,7 +49,7 @@ class Restored:
   exp: Experiment
   params: Any
   tok: Tokenizer
-  engine: Engine
+  engine: AnyEngine
   step: int
   stage: str
 
@@ -62,14 +69,13 @@ def load(
     exp = dataclasses.replace(
       exp, task=measure.task, evaluation=measure.evaluation, verifier=measure.verifier
     )
-  exp = config.override_all(exp, overrides)
+  exp = with_key_ids(config.override_all(exp, overrides))
   params = parameters.weights(store, step, exp.model, None)
   tok = make_tokenizer(exp.tokenizer)
   progress = Progress('checkpoint', 0)
   stage = CONVERTED if meta['stage'] is None else exp.stages[meta['stage']].name
-  return Restored(
-    exp, params, tok, Engine(exp.model, tok.stops, None, progress.compiling), step, stage
-  )
+  writer = engines.make(exp.engine, exp.model, tok.stops, None, progress.compiling)
+  return Restored(exp, params, tok, writer, step, stage)
 
 
 def described(directory: epath.Path, meta: dict[str, Any]) -> Experiment:
@@ -158,3 +164,53 @@ def generate(
   )  # fmt: skip
   written = collect.texts(model.tok, made)
   return [written[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+
+
+def paged(exp: Experiment) -> Paged:
+  """The sizes of its engine, or the usual ones."""
+  return exp.engine if isinstance(exp.engine, Paged) else Paged()
+
+
+def engine(model: Restored, longest: int, slots: int | None = None) -> Continuous:
+  """Continuous batching by the restored weights, for texts of at most `longest` tokens."""
+  spec = paged(model.exp)
+  spec = dataclasses.replace(spec, slots=slots or spec.slots)
+  made = Continuous(
+    model.exp.model, model.tok.stops, spec.config(longest), Progress('engine', 0).compiling,
+    spec.stored, marks=budget.marks(model.tok), drafting=spec.drafting,
+    decode=functools.partial(collect.text, model.tok), routes=False,
+  )  # fmt: skip
+  made.load(model.params)
+  return made
+
+
+def requests(
+  model: Restored,
+  prompts: Sequence[str],
+  limit: int,
+  *,
+  samples: int = 1,
+  sampling: RequestSampling = GREEDY,
+  seed: int = 0,
+  system: str | None = None,
+  **fields: Any,
+) -> list[Request]:
+  """`samples` requests a prompt, through the chat template; further fields are Request's."""
+  ids = [tuple(model.tok.prompt(p, system)) for p in prompts]
+  number, each = np.arange(len(prompts)).repeat(samples), np.tile(np.arange(samples), len(prompts))
+  keys = prng.fold_rows(jax.random.key(seed), number, each)
+  seeds = np.asarray(jax.random.key_data(keys)).tolist()
+  return [
+    Request(ids[i], limit, tuple(seed), sampling, **fields)
+    for i, seed in zip(number, seeds, strict=True)
+  ]
+
+
+def stream(model: Restored, asked: Sequence[Request]) -> Iterator[Event]:
+  """Completions of the requests, pieces of streamed ones too; UserError for a bad one."""
+  longest = max(len(r.prompt) + r.limit for r in asked)
+  rows = min(len(asked), paged(model.exp).slots)
+  for event in engine(model, longest, rows).stream(asked):
+    if isinstance(event, Failed):
+      raise UserError(event.error)
+    yield event

@@ -67,6 +67,10 @@ class RL:
   support: whose top-k and top-p sets the trainer scores over: those that its own logits give, which
   may lack a sampled token (it is left out, `outside`), or the rollout's, replayed (V3.2), which
   never do. Replaying costs 4 · sampling.top_k bytes a token.
+  staleness: steps between the weights that write samples and those trained on them. With 1 the next
+  rollout is written while this one is trained on (train/ahead.py). The ratio to π_old corrects for
+  it where π_old is the rollout's own; recomputed, π_old is the newer weights', and the rest of it
+  is `algorithm.correct`'s (decoupled PPO, arXiv 2110.00641; AReaL, arXiv 2505.24298).
   waves: parts in which a rollout is written; one is graded while the next is written.
   """
 
@@ -83,6 +87,7 @@ class RL:
   refresh: int = 400
   routing: Literal['replay', 'free'] = 'replay'
   support: Literal['own', 'replay'] = 'own'
+  staleness: Literal[0, 1] = 0
   waves: int = 1
   refill: Refill = Refill()
   auxiliary: forward.Auxiliary = forward.Auxiliary(mtp=0.1, detach_mtp=True)
@@ -94,6 +99,12 @@ class RL:
         raise ValueError(f'{name} is {getattr(self, name)}; it must be ≥ 1')
     if self.refill.rollouts and self.algorithm.group < 2:
       raise ValueError('refill drops groups that are all alike, and a group of one is: set group')
+    match self.algorithm:
+      case GRPO(old='recomputed', correct=None) | PPO(old='recomputed') if self.staleness:
+        raise ValueError(
+          "staleness=1 with old='recomputed': nothing corrects for the older weights that sampled; "
+          "set old='sampled', or GRPO's correct=Truncated()"
+        )
     rollout = self.prompts * self.algorithm.group
     if rollout % (self.minibatches * self.microbatches):
       raise ValueError(

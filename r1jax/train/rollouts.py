@@ -7,6 +7,7 @@ number of waves.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,11 +33,21 @@ def questions(run: Run, stage: RL, asked: int) -> list[Example]:
   return run.task.examples('rl', asked, stage.prompts)
 
 
-def rollout(run: Run, stage: RL, params: Any, step: int, asked: int) -> Rollout:
-  """One step's groups from the questions behind `asked`; what teaches nothing is sampled anew."""
+def rollout(
+  run: Run,
+  stage: RL,
+  params: Any,
+  step: int,
+  asked: int,
+  check: Callable[[], None] = lambda: None,
+) -> Rollout:
+  """One step's groups from the questions behind `asked`; what teaches nothing is sampled anew.
+
+  check: called before each wave; it raises where no more is wanted.
+  """
   kept, total, tokens = None, {}, 0
   for number in range(1 + stage.refill.rollouts):
-    t, told = sampled(run, stage, params, step, number * stage.prompts, asked)
+    t, told = sampled(run, stage, params, step, number * stage.prompts, asked, check)
     total = metrics.add(total, told)
     tokens += collect.count(t)
     kept = t if kept is None else rl.chosen(collect.join(kept, t), stage)
@@ -47,15 +58,15 @@ def rollout(run: Run, stage: RL, params: Any, step: int, asked: int) -> Rollout:
 
 
 def sampled(
-  run: Run, stage: RL, params: Any, step: int, first: int, asked: int
+  run: Run, stage: RL, params: Any, step: int, first: int, asked: int, check: Callable[[], None]
 ) -> tuple[Trajectories, dict[str, Mean]]:
   """One rollout, graded, and its telemetry; its groups are the step's from number `first` on."""
   examples = questions(run, stage, asked + first)
   per = stage.prompts // stage.waves
-  waves = [
-    wave(run, stage, params, step, first + i, examples[i : i + per])
-    for i in range(0, stage.prompts, per)
-  ]
+  waves = []
+  for i in range(0, stage.prompts, per):
+    check()
+    waves.append(wave(run, stage, params, step, first + i, examples[i : i + per]))
   with run.timers('reward'):
     t = functools.reduce(collect.join, [w for w, _ in waves])
     grades = collect.answered([g for _, answer in waves for g in answer()], t.samples)

@@ -19,7 +19,8 @@ from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core import config, files
 from r1jax.data.mix import Mixture
 from r1jax.data.sources import Source
-from r1jax.engine.engine import Engine
+from r1jax.engine import make as engines
+from r1jax.engine.make import AnyEngine
 from r1jax.model.transformer import Transformer
 from r1jax.rewards.pool import Pool
 from r1jax.rollout.grading import Grading
@@ -53,7 +54,7 @@ class Run:
   task: Task | None
   tok: Tokenizer
   mesh: jax.sharding.Mesh | None
-  engine: Engine
+  engine: AnyEngine
   grade: Grading | None
   store: Store
   writer: Writer | Mute
@@ -178,7 +179,7 @@ def build(
     opened=opened,
   )
   run.stop = stack.enter_context(Stop(every.deadline, lambda text: run.progress.note(text)))
-  run.engine = Engine(exp.model, tok.stops, mesh, run.announce)
+  run.engine = engines.make(exp.engine, exp.model, tok.stops, mesh, run.announce)
   if mesh is not None:
     stack.enter_context(jax.set_mesh(mesh))
   return run

@@ -12,6 +12,7 @@ import importlib
 import json
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
@@ -114,8 +115,11 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   return list(rows.values())
 
 
-class Timers:
-  """Seconds by name: `with timers('rollout'): …`; the time of an inner timer is its own alone."""
+class Timers(threading.local):
+  """Seconds by name: `with timers('rollout'): …`; the time of an inner timer is its own alone.
+
+  Each thread has times of its own, from zero on: what passes in the background adds to no step.
+  """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
     self._clock = clock

@@ -145,8 +145,8 @@ def whole(exp: Experiment, some: Any, params: Any) -> Any:
   return tree.merge(some, rest)
 
 
-def reference(exp: Experiment, params: Any) -> Any:
-  """A copy of what a policy's reference needs: the model's trained leaves. See `whole`."""
+def copied(exp: Experiment, params: Any) -> Any:
+  """A copy of the model's trained leaves, which outlives the donated ones. See `whole`."""
   return states.copy(trained(exp, model_only(exp.model, params)))
 
 

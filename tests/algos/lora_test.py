@@ -20,7 +20,17 @@ from r1jax.kernels.logprob import logprobs
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.kernels.matmul import matmul
 from r1jax.model import presets, transformer
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE
+from r1jax.model.config import (
+  GQA,
+  MLA,
+  Dense,
+  Gate,
+  Hybrid,
+  KeyScores,
+  Layer,
+  ModelConfig,
+  MoE,
+)
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.optim import optimizer as optim
 from r1jax.optim.schedules import Constant
@@ -31,7 +41,7 @@ from r1jax.sharding.mesh import Mesh
 SPEC = LoRA(rank=4, alpha=8.0, targets='.*')
 LATENT, GROUPED = (
   MLA(2, 8, 8, 8, kv_latent=16, q_latent=10, std=0.2),
-  GQA(2, 2, 8, bias=True, std=0.2),
+  GQA(2, 2, 8, bias=True, pattern=Hybrid(2, KeyScores(0.5), Gate()), std=0.2),
 )
 EXPERTS = MoE(ffw=12, experts=4, active=2, groups=2, active_groups=1, std=0.2)
 SMALL = ModelConfig(

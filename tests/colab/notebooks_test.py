@@ -46,11 +46,14 @@ def pictures(book):
 
 
 def test_the_quickstart_notebook(monkeypatch, tmp_path):
-  book = run('01_quickstart.ipynb', monkeypatch, WORKDIR=str(tmp_path / 'run'), OVERRIDES=SHORT)
+  parameters = {'WORKDIR': str(tmp_path / 'run'), 'OVERRIDES': SHORT, 'PROBLEMS': 4}
+  book = run('01_quickstart.ipynb', monkeypatch, **parameters)
   assert 'after GRPO' in printed(book, 'summary = train(')
-  assert pictures(book) == 2
+  assert pictures(book) == 3
   assert 'greedy' in printed(book, 'restored.evaluate')
   answers = printed(book, "ask('7 - 2 + 9 - 5'")
+  assert len(printed(book, 'Piece)')) > 5
+  assert ' 4 tokens of thought: ' in printed(book, 'Budget(')
   assert answers.count('9 - 8 + 7 - 6') == 1 and '7 - 2 + 9 - 5\n' in answers
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from r1jax.core.program import Program, guarded, silent
 
+pytestmark = pytest.mark.optimized
+
 
 class Batch(NamedTuple):
   inputs: dict

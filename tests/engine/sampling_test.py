@@ -16,6 +16,7 @@ from r1jax.engine.sampling import (
   RequestSampling,
   controls,
   count,
+  count_ahead,
   draw,
   invert,
   sample,
@@ -26,6 +27,8 @@ from r1jax.engine.sampling import (
 )
 from r1jax.kernels.logprob import logprobs
 from r1jax.kernels.logprob.truncate import FILLER, Sampling
+
+pytestmark = pytest.mark.optimized
 
 LOGITS = np.array([1.5, 0.3, -0.2, 1.1, -2.0, 0.8])
 N = 20_000
@@ -314,6 +317,24 @@ def test_counts_follow_live_rows_and_stop_at_their_type():
   for token in (0, 1, 1):
     full = count(full, jnp.array([token]), jnp.array([True]))
   assert full.written_BV.tolist() == [[MOST, MOST]]
+
+
+def test_counts_ahead_are_those_of_the_text_with_the_drafts():
+  rng, V, K = np.random.default_rng(9), 5, 3
+  tokens, drafts = rng.integers(0, V, (4, 6)), rng.integers(0, V, (4, K))
+  drafts[2, 1:] = -1
+  prompt, length = np.array([2, 0, 6, 3]), np.array([6, 4, 6, 5])
+  made = count_ahead(tally(jnp.asarray(tokens), prompt, length, V), jnp.asarray(drafts))
+  for b in range(4):
+    for j in range(K + 1):
+      own = [*tokens[b, prompt[b] : length[b]], *drafts[b, :j]]
+      expected = np.bincount([t for t in own if t >= 0], minlength=V)
+      at = b * (K + 1) + j
+      assert made.written_BV[at].tolist() == expected.tolist()
+      assert set(np.flatnonzero(made.seen_BV[at])) == set(tokens[b, : prompt[b]].tolist())
+  full = Counts(jnp.zeros((1, 2), bool), jnp.array([[MOST, MOST - 1]], jnp.int16))
+  more = count_ahead(full, jnp.array([[0, 1, 1]]))
+  assert more.written_BV.tolist() == [[MOST, MOST - 1]] * 2 + [[MOST, MOST]] * 2
 
 
 @pytest.mark.parametrize(

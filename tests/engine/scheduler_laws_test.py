@@ -12,7 +12,8 @@ import hypothesis
 import hypothesis.strategies as st
 from hypothesis import stateful
 
-from r1jax.engine.scheduler import Config, Request, Scheduler
+from r1jax.engine.plan import Config, Request
+from r1jax.engine.scheduler import Scheduler
 
 STOP = 0
 
@@ -176,7 +177,7 @@ class AnyOrder(stateful.RuleBasedStateMachine):
     if able:
       s = able[pick % len(able)]
       self.engine.forced[s.request.id][len(s.written)] = tokens
-      self.engine.scheduler.forced(s.slot, tokens)
+      self.engine.scheduler.forced(s.request.id, tokens)
 
   @stateful.precondition(lambda self: self.engine.scheduler.running)
   @stateful.rule(rarely=st.integers(0, 3))

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from r1jax.core.errors import UserError
-from r1jax.engine.scheduler import Chunk, Config, Request, Scheduler
+from r1jax.engine.plan import Chunk, Config, Request
+from r1jax.engine.scheduler import Scheduler
 
 STOP = 0
 
@@ -258,7 +259,7 @@ def test_forced_tokens_are_computed_and_then_sampled_behind():
   s = make(burst=2)
   ask(s, 1, (1, 2), 9)
   carry_out(s, 3)
-  s.forced(0, [7, 8])
+  s.forced(1, [7, 8])
   (chunk,) = s.plan().prefill
   assert chunk == Chunk(0, 1, 2, (3, 7, 8), True)
   s.chunk_done(0, 3)
@@ -267,7 +268,7 @@ def test_forced_tokens_are_computed_and_then_sampled_behind():
   assert s.plan().decode == (0,)
   for tokens in ([], [1] * 5):
     with pytest.raises(ValueError, match='are forced'):
-      s.forced(0, tokens)
+      s.forced(1, tokens)
 
 
 def test_cancelled_requests_leave_nothing_behind():
@@ -390,3 +391,16 @@ def test_a_plan_costs_as_much_as_there_are_slots_however_many_wait():
   costs = [calls(s.plan) for s in (few, many)]
   assert costs[0] == costs[1] <= 64 * 50
   assert calls(crowd(16, 100).plan) < costs[0] / 3
+
+
+def test_while_chunks_follow_on_chunks_a_burst_is_one_token():
+  s = make(slots=3, pages=40, chunk=4, burst=8)
+  for id in (1, 2, 3):
+    ask(s, id, (id,) * 4, 20)
+  carry_out(s)
+  assert s.plan().burst == 1  # the third still waits, with a slot for it
+  s = make(slots=2, pages=40, chunk=4, burst=8)
+  for id in (1, 2, 3):
+    ask(s, id, (id,) * 4, 20)
+  carry_out(s)
+  assert s.plan().burst == 8  # it waits for a slot

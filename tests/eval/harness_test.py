@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import types
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # before the libraries are imported
 
@@ -24,7 +25,6 @@ from lm_eval.models.huggingface import HFLM
 
 from r1jax.core.errors import UserError
 from r1jax.engine.engine import Engine
-from r1jax.engine.generate import Samples
 from r1jax.eval import harness
 from r1jax.eval.harness import Generation, generation, language_model, run
 from r1jax.kernels.logprob.truncate import Sampling
@@ -214,18 +214,14 @@ def test_completions_are_the_same(ours, theirs):
 
 
 class Says:
-  """An engine that answers every prompt by the same ids, and keeps the shapes it was asked for."""
+  """An engine that answers every prompt by the same ids, and keeps what it was asked."""
 
-  mesh = None
+  def __init__(self, ids):
+    self.ids, self.asked = np.array(ids), []
 
-  def __init__(self, ids=(0,)):
-    self.ids, self.shapes = ids, []
-
-  def __call__(self, params, prompts_BP, lengths_B, key_B, sampling, limit):
-    self.shapes.append((*prompts_BP.shape, limit))
-    rows, none = len(prompts_BP), np.zeros(0)
-    made = {'tokens_BT': np.tile(self.ids, (rows, 1)), 'length_B': np.full(rows, len(self.ids))}
-    return Samples(**{field: made.get(field, none) for field in Samples._fields})
+  def complete(self, params, asked, longest):
+    self.asked += [(r.limit, r.stops, longest) for r in asked]
+    return [types.SimpleNamespace(tokens=self.ids) for _ in asked]
 
 
 @pytest.fixture
@@ -235,7 +231,10 @@ def saying(model):
 
   def make(tok, ids=(0,), **options):
     wide = dataclasses.replace(cfg, vocab=tok.vocab)
-    return language_model(params, wide, tok, Says(ids), **{'context': CONTEXT, **options})
+    engine = Engine(wide, tok.stops)
+    lm = language_model(params, wide, tok, engine, **{'context': CONTEXT, **options})
+    lm._engine = Says(ids)
+    return lm
 
   return make
 
@@ -266,14 +265,23 @@ def test_control_tokens_are_no_text_and_other_added_tokens_are(
   assert saying(byte, ids).generate_until(requests(*ASKED)) == ['hello <think>world']
 
 
-def test_a_width_is_one_program_whatever_is_asked_for(saying, tok):
-  lm = saying(tok, context=256, slots=512)
-  for count in (1, 2, 3, 5, 9, 20):
-    asked = [(TEXT[0][: 5 + 60 * (i % 2)], {'until': 'xyz'[: count % 4], 'max_gen_toks': 9 + count})
-             for i in range(count)]  # fmt: skip
-    lm.generate_until(requests('generate_until', *asked))
-  shapes = set(lm._engine.shapes)
-  assert len(shapes) == len({(width, limit) for _, width, limit in shapes}) > 2
+def test_each_completion_has_its_own_limit_and_stop_strings(saying, tok):
+  lm = saying(tok, context=256)
+  asked = [(TEXT[0][: 5 + 60 * i], {'until': 'xyz'[:i], 'max_gen_toks': 9 + i}) for i in range(3)]
+  lm.generate_until(requests('generate_until', *asked))
+  longest = len(lm.tok_encode(asked[2][0])) + 11
+  assert lm._engine.asked == [(9, (), longest), (10, ('x',), longest), (11, ('xy',), longest)]
+
+
+def test_nothing_is_written_behind_a_stop_string(ours):
+  written = ours._engine.engine(CONTEXT).counts
+  args = (TEXT[0], {'until': [], 'max_gen_toks': 40})
+  (whole,) = ours.generate_until(requests('generate_until', args))
+  before = written['written']
+  args = (TEXT[0], {'until': [whole[3]], 'max_gen_toks': 40})
+  (part,) = ours.generate_until(requests('generate_until', args))
+  assert part == whole.split(whole[3])[0]
+  assert written['written'] - before <= 4 < 40
 
 
 def test_samples_depend_on_the_request_and_not_on_the_batch(ours, make):

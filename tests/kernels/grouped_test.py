@@ -82,6 +82,18 @@ def test_no_row_is_dropped(kind, ids_R):
     np.testing.assert_array_equal(groups.block_n[groups.slot_R[kept] // block], ids_R[kept])
 
 
+def test_few_rows_are_blocks_of_their_own_in_their_order():
+  few = R // 10
+  ids_R = jnp.array([2, E, 0, 2], jnp.int32)
+  groups = grouped.arrange(ids_R, E, 'blocks')
+  assert groups.block_n.tolist() == [2, E - 1, 0, 2] and groups.slot_R.tolist() == [0, few, 2, 3]
+  assert groups.row_S.tolist() == [0, few, 2, 3] and groups.sizes_E.tolist() == [1, 0, 2, 0]
+  y_SF = grouped.grouped_matmul(grouped.gather_rows(jnp.asarray(X[:2]), groups), W, groups)
+  got = grouped.return_rows(y_SF, groups)
+  want = oracle([2, E, 0, 2])[0][:few]
+  np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_gathers_have_the_gradients_of_plain_indexing(kind):
   ids_R = RNG.integers(0, E + 1, R).astype(np.int32)

@@ -12,6 +12,8 @@ from r1jax.kernels.logprob.truncate import FILLER, Sampling, support
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
 
+pytestmark = pytest.mark.optimized
+
 B, L, D, V = 2, 7, 8, 19
 RNG = np.random.default_rng(0)
 X, W = RNG.normal(size=(B, L, D)).astype('f4'), RNG.normal(size=(D, V)).astype('f4')

@@ -1,9 +1,10 @@
 """Implementations by name and platform, and the dtype of sums."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax.kernels.platform import resolve, sums
+from r1jax.kernels.platform import kernels, resolve, sums
 
 KNOWN = ('ragged', 'blocks')
 
@@ -25,3 +26,34 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 @pytest.mark.parametrize('given, want', [('bfloat16', 'float32'), ('float32', 'float32')])
 def test_sums_are_kept_in_fp32_at_least(given, want):
   assert sums(jnp.zeros(1, given)) == want
+
+
+@pytest.mark.parametrize(
+  'kind, want',
+  [
+    ('cpu', 'xla'),
+    ('TPU v2', 'xla'),
+    ('TPU v3', 'xla'),
+    ('TPU v4', 'tpu'),
+    ('TPU v4 lite', 'tpu'),
+    ('TPU v5 lite', 'tpu'),
+    ('TPU v5', 'tpu'),
+    ('TPU v5p', 'tpu'),
+    ('TPU v6 lite', 'tpu'),
+    ('TPU7x', 'tpu'),
+    ('Tesla T4', 'xla'),
+    ('NVIDIA A100-SXM4-40GB', 'xla'),
+    ('NVIDIA L4', 'xla'),
+    ('NVIDIA H100 80GB HBM3', 'gpu'),
+    ('NVIDIA H100 PCIe', 'gpu'),
+    ('NVIDIA H200', 'gpu'),
+    ('NVIDIA GH200 480GB', 'gpu'),
+    ('NVIDIA B200', 'xla'),
+  ],
+)
+def test_kernels_go_to_the_devices_they_are_written_for(kind, want):
+  assert kernels(kind) == want
+
+
+def test_without_a_name_the_first_device_counts():
+  assert kernels() == kernels(jax.devices()[0].device_kind)

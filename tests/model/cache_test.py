@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from r1jax.core.errors import UserError
 from r1jax.engine.generate import decode
 from r1jax.model import cache as caches
 from r1jax.model import presets, transformer
@@ -18,6 +19,11 @@ from r1jax.model.cache import KVCache, LatentCache
 from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, Window
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.model.types import Place
+from r1jax.sharding import mesh as meshes
+from r1jax.sharding import place as placement
+from r1jax.sharding.mesh import Mesh
+
+pytestmark = pytest.mark.optimized
 
 LATENT = Layer(MLA(4, nope=16, rope=16, value=16, kv_latent=64), Dense(32))
 GROUPED = Layer(GQA(4, kv_heads=2, head=32), Dense(32))
@@ -82,7 +88,7 @@ def test_a_ring_knows_its_positions_by_the_newest():
   ring = caches.paged(cfg, 5, 2, 'int8', slots=3, ring=4)[0][0]
   ring, held = UPDATE(ring, place, new)
   np.testing.assert_array_equal(held.positions_BM, [[4, 5, 6, 3], [0, 1, -2, -1]])
-  for got_BMKH, new_BLKH in zip(held.memory, new):
+  for got_BMKH, new_BLKH in zip(*map(jax.tree.leaves, (held.memory, new))):
     np.testing.assert_array_equal(got_BMKH[0, :3], coded(new_BLKH[0]))
     np.testing.assert_array_equal(got_BMKH[1, :2], coded(new_BLKH[1, :2]))
     assert (got_BMKH[1, 2:] == 0).all()
@@ -158,3 +164,81 @@ def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind):
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
   assert memory.alias_size_in_bytes == size  # all of it is updated in place
   assert 0 < memory.temp_size_in_bytes < size / 10
+
+
+BATCH = ('data', 'fsdp', 'expert')
+LOCAL = Layer(GQA(4, kv_heads=2, head=4, pattern=Window(2)), Dense(8))
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  """Four shards of rows and pages; the two heads of keys and values on two devices."""
+  return meshes.make(Mesh(data=2, fsdp=1, expert=2, tensor=2))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'int8'])
+def test_where_pages_and_rings_live(mesh, dtype):
+  cfg = ModelConfig(8, 8, (LATENT, LOCAL, Layer(GQA(3, 3, 4), Dense(8))))
+  made = jax.eval_shape(lambda: caches.paged(cfg, 12, 2, dtype, slots=8, ring=4))
+  where = caches.shardings(mesh, made)
+  jax.tree.map(lambda x, there: there.shard_shape(x.shape), made, where)  # the same tree
+  specs = [{x.spec for x in jax.tree.leaves(run)} for run in where]
+  assert specs == [
+    {jax.P(None, BATCH, None)},
+    {jax.P(None, BATCH, None, 'tensor')},
+    {jax.P(None, BATCH, None, None)},  # three heads do not split in two
+  ]
+
+
+@pytest.mark.parametrize('layer, dtype, ring', [
+  (LATENT, 'float32', 0), (LATENT, 'int8', 0), (LOCAL, 'float32', 0), (LOCAL, 'int8', 4),
+])  # fmt: skip
+def test_each_shard_of_a_mesh_is_a_device_of_its_own(mesh, layer, dtype, ring):
+  """8 rows, 24 pages, 12 slots: of each shard 2, 6 and 3, by numbers of its own."""
+  rng = np.random.default_rng(1)
+  cfg = ModelConfig(8, 8, (layer,) * 2)
+  made = jax.eval_shape(lambda: caches.paged(cfg, 24, 2, dtype, slots=12, ring=ring)[0][0])
+  begin = jax.tree.map(lambda x: rng.integers(-9, 9, x.shape).astype(x.dtype), made)
+  match layer.attention:
+    case MLA():
+      new = LatentCache(rng.normal(size=(8, 3, 80)).astype('f4'))
+    case GQA():
+      new = KVCache(*rng.normal(size=(2, 8, 3, 2, 4)).astype('f4'))
+  positions_BL = rng.integers(0, 3, (8, 1)) + np.arange(3)
+  table_BT = np.argsort(rng.random((4, 6)), 1).reshape(8, 3)
+  table_BT[::2, 2] = -1
+  slots_B = np.argsort(rng.random((4, 3)), 1)[:, :2].reshape(8)
+  rows = (positions_BL, rng.integers(0, 2, (8, 3))), (table_BT, slots_B)
+
+  def part(tree, axis, i):
+    return jax.tree.map(lambda x: np.split(np.asarray(x), 4, axis)[i], tree)
+
+  at = lambda rows: Place(*rows[0], np.int32(1), *rows[1])
+  with jax.set_mesh(mesh):
+    pool = jax.device_put(begin, caches.shardings(mesh, made))
+    on_rows, on_new = placement.rows(mesh, (rows, new))
+    run = jax.jit(caches.update, donate_argnums=0).lower(pool, at(on_rows), on_new).compile()
+    cache, held = run(pool, at(on_rows), on_new)
+  for i in range(4):
+    cache_i, held_i = UPDATE(part(begin, 1, i), at(part(rows, 0, i)), part(new, 0, i))
+    jax.tree.map(np.testing.assert_array_equal, part(cache, 1, i), cache_i)
+    jax.tree.map(np.testing.assert_array_equal, part(held, 0, i), held_i)
+  for sent in ('all-gather', 'all-reduce', 'all-to-all', 'collective', 'reduce-scatter'):
+    assert sent not in run.as_text()
+  assert run.memory_analysis().alias_size_in_bytes == sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(cache)
+  )
+
+
+def test_what_does_not_split_over_a_mesh_is_refused(mesh):
+  cfg = ModelConfig(8, 8, (LATENT, LOCAL))
+  made = jax.eval_shape(lambda: caches.paged(cfg, 10, 2))
+  with pytest.raises(UserError, match='10 pages of a cache do not split over 4 devices'):
+    caches.shardings(mesh, made)
+  made = jax.eval_shape(lambda: caches.paged(cfg, 8, 2, slots=6, ring=4))
+  with pytest.raises(UserError, match='6 slots of a cache do not split over 4 devices'):
+    caches.shardings(mesh, made)
+  one, new = jnp.ones((2, 1), jnp.int32), LatentCache(jnp.zeros((2, 1, 80)))
+  place = Place(one, one, jnp.int32(0), one)
+  with jax.set_mesh(mesh), pytest.raises(UserError, match='a batch of 2 rows does not split over'):
+    caches.update(made[0][0], place, new)

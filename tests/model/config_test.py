@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Rope, Run, runs
+from r1jax.model.config import GQA, MLA, Dense, Fixed, Layer, ModelConfig, MoE, Rope, Run, runs
 
 GLOBAL = Layer(GQA(4, 2, 8), Dense(16))
 LOCAL = Layer(GQA(4, 2, 8, rotary=Rope(theta=5e5, interleaved=False)), Dense(16))
@@ -61,3 +61,14 @@ def test_what_cannot_be_is_refused(make, message):
 
 def test_configs_are_hashable():
   assert len({GLOBAL, LOCAL, EXPERTS, Layer(MLA(4, 8, 8, 8, 16), Dense(16)), GLOBAL}) == 4
+
+
+@pytest.mark.parametrize('window, keys', [(0.7, 0.7), (1.5, -0.5)])
+def test_fixed_weights_are_shares(window, keys):
+  with pytest.raises(ValueError, match='sum to 1'):
+    Fixed(window, keys)
+
+
+def test_key_ids_lie_in_the_vocabulary():
+  with pytest.raises(ValueError, match='key_ids: 8 is not in the vocabulary of 8'):
+    ModelConfig(8, 4, (GLOBAL,), key_ids=(3, 8))

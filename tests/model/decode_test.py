@@ -70,5 +70,5 @@ def test_step_by_step_equals_the_whole_sequence(name, lengths):
     for b in np.flatnonzero(live_B):
       got_BTD[b, at_B[b]] = np.asarray(y_B1D)[b, 0]
   np.testing.assert_allclose(got_BTD, want_BTD, rtol=1e-5, atol=1e-5)
-  for leaf in map(np.asarray, cache):
+  for leaf in map(np.asarray, jax.tree.leaves(cache)):
     np.testing.assert_array_equal(leaf[0], np.zeros_like(leaf[0]))  # the other layer's part

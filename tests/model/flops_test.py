@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 
 from r1jax.core import tree
 from r1jax.model import flops, presets, transformer
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, Window
+from r1jax.model.config import (
+  GQA,
+  MLA,
+  Dense,
+  Hybrid,
+  KeyTokens,
+  Layer,
+  ModelConfig,
+  Window,
+)
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.sharding import place
+
+pytestmark = pytest.mark.optimized
 
 GROUPED = GQA(4, 2, 32)
 LATENT = MLA(heads=4, nope=32, rope=16, value=24, kv_latent=64, q_latent=96)
@@ -109,3 +120,10 @@ def test_segments_add_up_and_joining_them_only_adds_attention(a, b):
   crossed = (sum(a + b) ** 2 - sum(n * n for n in a + b)) // 2
   pairs = sum(flops.pair_width(layer.attention) for layer in (*cfg.layers, *cfg.mtp))
   assert flops.forward_flops(cfg, [sum(a + b)]) - both == 2 * crossed * pairs
+
+
+def test_a_hybrid_layer_sees_its_window_and_as_many_key_tokens_as_there_is_room_for():
+  pattern = Hybrid(3, KeyTokens(0.25, slots=4))
+  near = [min(t + 1, 3) for t in range(30)]
+  far = [min(t // 4, 4) for t in range(3, 30)]
+  assert flops.visible(GQA(2, 1, 4, pattern=pattern), 30) == sum(near) + sum(far)

@@ -16,6 +16,8 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import place
 from r1jax.sharding.mesh import Mesh
 
+pytestmark = pytest.mark.optimized
+
 MLA_TINY = MLA(heads=2, nope=8, rope=8, value=8, kv_latent=16)
 CFG = ModelConfig(
   vocab=272,
@@ -197,3 +199,31 @@ def test_a_weight_without_axes_is_an_error(mesh):
 def test_replicated(mesh):
   assert place.replicated(None) is None
   assert place.replicated(mesh).spec == jax.P()
+
+
+def test_weights_that_lie_where_they_should_are_handed_over_and_others_moved(mesh, params):
+  boxed = place.abstract(Transformer(CFG), dummy_inputs(CFG))
+  with jax.set_mesh(mesh):
+    same = place.onto(mesh, boxed, params)
+  assert all(a is b for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(params)))
+  alone = place.onto(None, None, params)
+  assert {len(x.sharding.device_set) for x in jax.tree.leaves(alone)} == {1}
+  assert all(
+    a is b for a, b in zip(jax.tree.leaves(place.onto(None, None, alone)), jax.tree.leaves(alone))
+  )
+  other = meshes.make(Mesh(data=4, tensor=2))
+  for given in (params, alone, jax.tree.map(np.asarray, alone)):
+    moved = place.onto(other, boxed, given)
+    jax.tree.map(
+      lambda x, want: x.sharding.is_equivalent_to(want, x.ndim) or pytest.fail(str(x.sharding)),
+      moved, place.shardings(other, boxed),
+    )  # fmt: skip
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), moved, alone)
+
+
+def test_what_the_model_does_not_name_stays_on_the_mesh_or_is_replicated(mesh, params):
+  boxed = place.abstract(Transformer(CFG), dummy_inputs(CFG))
+  split = jax.device_put(np.arange(8.0), jax.NamedSharding(mesh, jax.P('fsdp')))
+  moved = place.onto(mesh, boxed, {**params, 'adapter': split, 'host': np.ones(3)})
+  assert moved['adapter'] is split
+  assert moved['host'].sharding.is_fully_replicated

@@ -10,6 +10,8 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import rules
 from r1jax.sharding.mesh import Mesh
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope='module')
 def mesh():
@@ -48,6 +50,12 @@ def test_weight_sharding_and_its_error(mesh):
     assert part in str(caught.value)
 
 
+def test_fitting_leaves_whole_what_does_not_divide(mesh):
+  batch = ('data', 'fsdp', 'expert')
+  assert rules.fitting((8, 3, 4), ('batch', None, 'heads'), mesh) == jax.P(batch, None, 'tensor')
+  assert rules.fitting((6, 3, 3), ('batch', None, 'heads'), mesh) == jax.P(None, None, None)
+
+
 def test_constrain_places_activations_and_changes_no_number(mesh):
   x = jnp.arange(8.0 * 3 * 4).reshape(8, 3, 4)
   assert rules.constrain(x, 'batch', 'length', 'heads') is x
@@ -58,3 +66,22 @@ def test_constrain_places_activations_and_changes_no_number(mesh):
   np.testing.assert_array_equal(odd, x[:3])
   assert y.sharding.shard_shape(y.shape) == (2, 3, 2)
   assert odd.sharding.shard_shape(odd.shape)[2] == 2
+
+
+def test_by_rows_sends_nothing(mesh):
+  f = lambda x, named: (jax.lax.top_k(x, 2), x.max(1) + named['b'])
+  call = lambda *args: rules.by_rows(f, *args)
+  x, named = (
+    np.random.default_rng(0).normal(size=(8, 5)).astype('f4'),
+    {'b': np.arange(8, dtype='f4')},
+  )
+  want = f(x, named)
+  jax.tree.map(np.testing.assert_array_equal, call(x, named), want)  # no mesh
+  with jax.set_mesh(mesh):
+    x_on, named_on = jax.device_put((x, named), jax.NamedSharding(mesh, jax.P(('fsdp', 'expert'))))
+    run = jax.jit(call).lower(x_on, named_on).compile()
+    got = run(x_on, named_on)
+    odd = jax.jit(lambda x: rules.by_rows(jnp.sort, x))(x[:6])
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  np.testing.assert_array_equal(odd, np.sort(x[:6]))
+  assert 'all-' not in run.as_text() and 'collective' not in run.as_text()

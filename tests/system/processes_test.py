@@ -77,9 +77,9 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-  """The same as two processes with four devices each: the workdir, and how they ended."""
+  """The same as two processes with four devices each, continuous batches: workdir, how it ended."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
-  return workdir, spawn(2, workdir, *MESH)
+  return workdir, spawn(2, workdir, *MESH, '--config.engine.type=Paged')
 
 
 def check_match(arrays, workdir, done, one):

@@ -1,5 +1,6 @@
 """A run of seconds, for tests: 20,000 parameters, the example task, four steps a stage.
 
+Static batches compile sooner; tests that are about the paged engine say config.engine.type=Paged.
 tiny_config.py trains both stages, tiny_config.py:sft the first one.
 """
 
@@ -9,6 +10,7 @@ from r1jax.algos.grpo import GRPO
 from r1jax.core.config import to_dict
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.sources import Worked
+from r1jax.engine.batch import Static
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.config import MLA, Layer, ModelConfig, MoE
 from r1jax.optim.optimizer import AdamW
@@ -46,4 +48,7 @@ def get_config(stages='sft grpo'):
   evaluation = Evaluation(problems=16, samples=2, batch=8, limits=LIMITS)
   every = Checkpoint(every=2)
   chosen = tuple(stage for stage in (sft, rl) if stage.name in stages)
-  return to_dict(Experiment('tiny', MODEL, File(str(TASK)), chosen, evaluation, checkpoint=every))
+  exp = Experiment(
+    'tiny', MODEL, File(str(TASK)), chosen, evaluation, checkpoint=every, engine=Static()
+  )
+  return to_dict(exp)

@@ -12,6 +12,7 @@ from r1jax.data import preferences as data
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.preferences import Mistakes
 from r1jax.data.sources import Problems, Worked
+from r1jax.engine.batch import Static
 from r1jax.engine.engine import Engine
 from r1jax.eval.evaluate import Evaluation
 from r1jax.model.config import MLA, Layer, ModelConfig, MoE, Yarn
@@ -68,7 +69,10 @@ def one_device():
 
 @pytest.fixture(scope='session')
 def experiment() -> Experiment:
-  """Three supervised steps, two of reinforcement learning, eight held-out problems."""
+  """Three supervised steps, two of reinforcement learning, eight held-out problems.
+
+  Static batches: one program a shape, for tests that are about something else.
+  """
   aux = Auxiliary(balance=1e-2, gamma=1e-2)
   sft = SFT(SMOOTH, steps=3, data=Mixture((Part(Worked(16)),)), lines=8, length=64, auxiliary=aux)
   rl = RL(
@@ -82,7 +86,9 @@ def experiment() -> Experiment:
   )
   evaluation = Evaluation(problems=8, batch=8, limits=LIMITS)
   every = Checkpoint(every=2, keep=9)
-  return Experiment('tiny', CFG, File(str(TASK)), (sft, rl), evaluation, checkpoint=every)
+  return Experiment(
+    'tiny', CFG, File(str(TASK)), (sft, rl), evaluation, checkpoint=every, engine=Static()
+  )
 
 
 @pytest.fixture(scope='session')

@@ -43,7 +43,7 @@ def rolled(experiment, bare, trunk):
   params = point.state.params
   w_D = np.random.default_rng(0).normal(size=exp.model.embed).astype(np.float32)
   params['value']['weight'] = jnp.asarray(w_D)
-  state = point.state._replace(reference=weights.reference(exp, params))
+  state = point.state._replace(reference=weights.copied(exp, params))
   t = rollout(run, stage, params, 0, 0)
   return exp, params, reinforce.prepare(run, stage, state, t, reinforce.comparison(run, stage))
 

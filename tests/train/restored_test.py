@@ -10,9 +10,13 @@ from etils import epath
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.core.config import ConfigError
 from r1jax.core.errors import UserError
+from r1jax.engine.budget import Budget
+from r1jax.engine.requests import Completion, Piece
+from r1jax.engine.sampling import RequestSampling
 from r1jax.eval.evaluate import Evaluation
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.optim import optimizer as optim
+from r1jax.rollout import collect
 from r1jax.train import restored
 from r1jax.train import state as states
 from r1jax.train.point import Point
@@ -61,6 +65,28 @@ def test_prompts_of_like_length_share_one_program(workdir, capsys):
   for prompt in ('2 * 3', '14 * 5', '14 * 15', '114 * 15'):
     restored.generate(model, [prompt], 1, Sampling(), 6, seed=0)
   assert capsys.readouterr().err.count('compiling rollout') == 1
+
+
+def test_requests_go_through_an_engine_that_streams_and_forces(workdir, experiment):
+  model = restored.load(str(workdir))
+  budget = Budget(thinking=2, reserve=2)
+  asked = restored.requests(
+    model, ['2 * 3', '14 * 5'], 12, samples=2, sampling=RequestSampling(), seed=1, budget=budget,
+    stream=True,
+  )  # fmt: skip
+  assert len({r.seed for r in asked}) == 4 and asked[0].prompt == asked[1].prompt
+  events = list(restored.stream(model, asked))
+  done = {e.number: e for e in events if isinstance(e, Completion)}
+  assert sorted(done) == [0, 1, 2, 3]
+  for number, c in done.items():
+    pieces = [e.text for e in events if isinstance(e, Piece) and e.number == number]
+    assert ''.join(pieces) == c.text == collect.text(model.tok, c.tokens.tolist())
+    assert c.used.thinking <= 2
+  assert any('</think><answer>' in c.text for c in done.values())
+  again = {e.number: e for e in restored.stream(model, asked) if isinstance(e, Completion)}
+  assert all(again[n].tokens.tolist() == c.tokens.tolist() for n, c in done.items())
+  with pytest.raises(UserError, match='request 0: stops are a tuple of strings'):
+    list(restored.stream(model, [dataclasses.replace(asked[0], stops=('',))]))
 
 
 def test_measure_takes_the_place_of_the_task(workdir, experiment):

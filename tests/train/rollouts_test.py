@@ -72,7 +72,7 @@ def script(monkeypatch, *scripted):
   """Rollouts of these groups, each the outcomes of its samples, in place of sampled ones."""
   asked = []
 
-  def sampled(run, stage, params, step, first, behind):
+  def sampled(run, stage, params, step, first, behind, check):
     groups = scripted[first // stage.prompts]
     reward = np.array([float(c == 'c') for group in groups for c in group])
     t = hand_made(reward, first * stage.algorithm.group)

@@ -37,25 +37,30 @@ def fresh(exp, stage, mesh=None):
 
 
 class Collect:
-  """A keeper that keeps points (on the host: the next step donates their state) and figures."""
+  """A keeper that keeps points (on the host: the next step donates their weights) and figures."""
 
   def __init__(self):
     self.seen, self.paused = [], []
 
   def done(self, point, figures):
-    point = dataclasses.replace(point, state=jax.device_get(point.state))
-    self.seen.append((point.step, point, figures))
+    self.seen.append((point.step, moved(point, jax.device_get), figures))
 
   def pause(self, point):
-    self.paused.append(dataclasses.replace(point, state=jax.device_get(point.state)))
+    self.paused.append(moved(point, jax.device_get))
 
   def resting(self, _):
     return contextlib.nullcontext()
 
 
+def moved(point, put):
+  """The point with its weights put elsewhere."""
+  older = point.older and point.older._replace(params=put(point.older.params))
+  return dataclasses.replace(point, state=put(point.state), older=older)
+
+
 def again(point):
   """The point as a new process has it."""
-  return dataclasses.replace(point, state=jax.device_put(point.state))
+  return moved(point, jax.device_put)
 
 
 def done(t):

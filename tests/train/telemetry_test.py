@@ -1,6 +1,7 @@
 """Metrics survive resuming and killing; timers split time without counting any of it twice."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -92,6 +93,26 @@ def test_timers_split_time():
   assert timers.shares() == {'rollout': 0.4, 'compile': 0.5, 'train': 0.1}
   assert timers.take() == {'time/rollout': 4.0, 'time/compile': 5.0, 'time/train': 1.0}
   assert timers.seconds() == {} and timers.shares() == {}
+
+
+def test_a_thread_s_times_are_its_own():
+  """What passes in the background while a timer is open adds nothing to it, and the other way."""
+  clock, found = Clock(), []
+  timers = Timers(clock)
+
+  def aside():
+    with timers('rollout'):
+      clock.now += 5
+    found.append(timers.take())
+
+  with timers('train'):
+    clock.now += 1
+    thread = threading.Thread(target=aside)
+    thread.start()
+    thread.join()
+    clock.now += 1
+  assert found == [{'time/rollout': 5.0}]
+  assert timers.take() == {'time/train': 7.0}  # of the clock, which went on
 
 
 def test_timers_count_what_fails():

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 
+from r1jax.kernels.attention.lists import Band, Pass, Tokens, visited_ids
 from r1jax.kernels.platform import sums
 
 
@@ -33,3 +34,47 @@ def masked_softmax(s: jax.Array, mask: jax.Array) -> jax.Array:
   s = jnp.where(mask, s, low)
   p = jnp.exp(s - jax.lax.stop_gradient(s.max(-1, keepdims=True))) * mask
   return p / jnp.maximum(p.sum(-1, keepdims=True), jnp.finfo(s.dtype).tiny)
+
+
+def block_attention(
+  q_BLNH: jax.Array,
+  k_BMKH: jax.Array,
+  v_BMKV: jax.Array,
+  queries: Tokens,
+  keys: Tokens,
+  band: Band,
+  forward: Pass,
+  scale: float,
+  soft_cap: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """(o_BLNV, lse_BLN) over an L×M mask: softmax(cap(scale · q kᵀ)) v, and its denominator's log."""
+  G = q_BLNH.shape[2] // k_BMKH.shape[2]
+  k_BMNH, v_BMNV = (repeat(x, 'B M K H -> B M (K G) H', G=G) for x in (k_BMKH, v_BMKV))
+  s_BNLM = scale * jnp.einsum(
+    'BLNH,BMNH->BNLM', q_BLNH, k_BMNH, preferred_element_type=sums(q_BLNH)
+  )
+  s_BNLM = s_BNLM if soft_cap is None else soft_cap * jnp.tanh(s_BNLM / soft_cap)
+  mask_B1LM = (sees(queries, keys, band) & visited(forward, k_BMKH.shape[1]))[:, None]
+  seen_BNL = jnp.broadcast_to(mask_B1LM.any(-1), s_BNLM.shape[:-1])
+  s_BNLM = jnp.where(mask_B1LM, s_BNLM, -jnp.inf)
+  lse_BNL = jnp.where(
+    seen_BNL, jax.nn.logsumexp(jnp.where(seen_BNL[..., None], s_BNLM, 0), -1), -jnp.inf
+  )
+  p_BNLM = masked_softmax(jnp.where(mask_B1LM, s_BNLM, 0), mask_B1LM)
+  o_BLNV = jnp.einsum('BNLM,BMNV->BLNV', p_BNLM.astype(v_BMNV.dtype), v_BMNV)
+  return o_BLNV, rearrange(lse_BNL, 'B N L -> B L N')
+
+
+def sees(queries: Tokens, keys: Tokens, band: Band) -> jax.Array:
+  """Whether query l sees key m, were every block visited: mask_BLM."""
+  distance_BLM = queries.index_BM[:, :, None] - keys.index_BM[:, None]
+  same = queries.segments_BM[:, :, None] == keys.segments_BM[:, None]
+  near = same & (keys.segments_BM > 0)[:, None] & (distance_BLM >= band.near)
+  return near if band.far is None else near & (distance_BLM < band.far)
+
+
+def visited(forward: Pass, length: int) -> jax.Array:
+  """Mask_BLM of the pairs in blocks that visit each other."""
+  ids_BIT = visited_ids(forward.visits, length // forward.sizes.key)
+  pairs_BIJ = (ids_BIT[..., None] == jnp.arange(length // forward.sizes.key)).any(2)
+  return jnp.repeat(jnp.repeat(pairs_BIJ, forward.sizes.query, 1), forward.sizes.key, 2)

@@ -9,6 +9,8 @@ import pytest
 
 from r1jax.kernels.logprob.distribution import select, top
 
+pytestmark = pytest.mark.optimized
+
 B, L, D, V, K = 2, 7, 8, 19, 4
 RNG = np.random.default_rng(0)
 X, W = RNG.normal(size=(B, L, D)).astype('f4'), RNG.normal(size=(D, V)).astype('f4')

@@ -1,0 +1,162 @@
+"""What attention patterns find at which distance: configs/retrieval_tiny.py under each of them.
+
+  python -m tests.benchmarks.retrieval [--only=full,window,hybrid] [--seed=0] [--png=retrieval.png]
+
+Every pattern is trained from the same seed on the same batches and answers the same held-out
+questions. An answer counts where the whole worked completion is the argmax under teacher forcing:
+that is when greedy decoding writes it, so no engine is needed. The value is first written behind
+the 'k' of the thought, two tokens past the question: through n layers a window of w sees what is at
+most n·(w − 1) tokens before that 'k', its `reach`. Near: within one window. Far: beyond the reach.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.axes import Axes
+
+from configs import retrieval_tiny
+from r1jax.core.config import from_dict
+from r1jax.core.interval import wilson
+from r1jax.data import batch as batches
+from r1jax.data.batch import Row
+from r1jax.data.stream import Stream
+from r1jax.eval import curves
+from r1jax.model.config import Full, Hybrid, KeyTokens, ModelConfig, Window
+from r1jax.model.transformer import Transformer, dummy_inputs, head
+from r1jax.optim import optimizer as optim
+from r1jax.tasks import make as tasks
+from r1jax.tasks.task import Example
+from r1jax.tokenizers import chat
+from r1jax.tokenizers import make as tokenizers
+from r1jax.tokenizers.tokenizer import Tokenizer
+from r1jax.train import state as states
+from r1jax.train import step as steps
+from r1jax.train import supervised
+from r1jax.train.experiment import Experiment, with_key_ids
+from tests.benchmarks.bars import bar, machine
+
+WINDOW = 32
+BEHIND = 2  # tokens from the end of the question to the 'k' at which the answer must be known
+# A fact has four tokens, of which one, ';', is a key token: a share of 0.3 holds them all.
+HYBRID = Hybrid(WINDOW, KeyTokens(share=0.3))
+PATTERNS = (('full', Full()), ('window', Window(WINDOW)), ('hybrid', HYBRID))
+HELD_OUT = 1024
+
+
+def patterned(cfg: ModelConfig, pattern: Any) -> ModelConfig:
+  """The model with a pattern in every attention."""
+  one = lambda layer: dataclasses.replace(
+    layer, attention=dataclasses.replace(layer.attention, pattern=pattern)
+  )
+  return dataclasses.replace(cfg, layers=tuple(map(one, cfg.layers)))
+
+
+def trained(exp: Experiment, cfg: ModelConfig) -> Any:
+  """Parameters after the stages of an experiment, without its loop and its evaluation."""
+  tok, task = tokenizers.make(exp.tokenizer), tasks.make(exp.task)
+  params = states.init_params(Transformer(cfg), exp.seed, None, dummy_inputs(cfg))
+  for stage in exp.stages:
+    optimizer = optim.make(stage.optimizer, params)
+    state = states.fresh(params, optimizer, None)
+    for part in supervised.segments(stage, cfg):
+      aux = part.auxiliary
+      loss = functools.partial(supervised.loss, cfg=cfg, auxiliary=aux)
+      count = functools.partial(supervised.denominators, cfg=cfg)
+      update = jax.jit(steps.make(loss, count, optimizer, aux.gamma), donate_argnums=0)
+      sources = supervised.opened(stage.data, part.shape.length, task, tok)
+      stream = Stream(sources, stage.data, part.shape, exp.seed)
+      for batch, _ in itertools.islice(stream, part.last - part.first):
+        state, _ = update(state, batch)
+    params = state.params
+  return params
+
+
+def right(
+  params: Any, cfg: ModelConfig, tok: Tokenizer, examples: Sequence[Example], lines: int = 64
+) -> np.ndarray:
+  """Whether greedy decoding writes the worked completion, a value an example."""
+  rows = [Row(*chat.render(tok, e.question, e.meta['needle'], e.answer)) for e in examples]
+  length = max(len(row.tokens) for row in rows) - 1
+
+  @jax.jit
+  def score(params: Any, batch: batches.Batch) -> jax.Array:
+    x_BLD = Transformer(cfg).apply({'params': params}, batch.inputs).x_BLD
+    best_BL = jnp.argmax(x_BLD @ head(params, cfg), -1)
+    return ((best_BL == batch.targets_BL) | (batch.weights_BL == 0)).all(-1)
+
+  parts = (rows[i : i + lines] for i in range(0, len(rows), lines))
+  made = (batches.batch([[row] for row in part], length, 0) for part in parts)
+  return np.concatenate([np.asarray(score(params, b)) for b in made])
+
+
+def by_window(right_E: np.ndarray, distances_E: np.ndarray) -> list[tuple[int, int]]:
+  """(right, asked) for needles in the last window, in the one before it, …; the eighth and over."""
+  at = np.minimum((distances_E - 1) // WINDOW, 7)
+  return [(int(right_E[at == i].sum()), int((at == i).sum())) for i in range(8)]
+
+
+def draw(found: dict[str, list[tuple[int, int]]], reach: int, path: str) -> None:
+  """Accuracy against distance, a line a pattern, with 95 % intervals."""
+
+  def panel(axes: Axes) -> None:
+    colours = (curves.BLACK, curves.VERMILLION, curves.BLUE, curves.GREEN, curves.PURPLE)
+    for (name, bins), colour in zip(found.items(), itertools.cycle(colours)):
+      x = np.arange(1, len(bins) + 1) - 0.5
+      low, high = zip(*(wilson(*b) for b in bins))
+      axes.plot(x, [r / n for r, n in bins], 'o-', color=colour, label=name)
+      axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.axhline(0.1, color=curves.GREY, linestyle=':', label='chance')
+    axes.axvline((reach - BEHIND) / WINDOW, color=curves.GREY, linestyle='--', label='reach')
+    axes.set(xlabel=f'distance, windows of {WINDOW}', ylabel='exact answers', ylim=(0, 1.03))
+    axes.legend(fontsize=8, frameon=False)
+
+  curves.draw([panel], path, 'retrieval by distance')
+
+
+def main() -> None:
+  """Trains, measures, draws."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  names = [name for name, _ in PATTERNS]
+  parser.add_argument('--only', default=','.join(names))
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--png', default='retrieval.png')
+  args = parser.parse_args()
+  exp = from_dict(Experiment, retrieval_tiny.get_config())
+  exp = dataclasses.replace(exp, seed=args.seed)
+  tok = tokenizers.make(exp.tokenizer)
+  examples = tasks.make(exp.task).examples('eval', 0, HELD_OUT)
+  distances_E = np.array([e.meta['distance'] for e in examples])
+  reach = len(exp.model.layers) * (WINDOW - 1)
+  near_E, far_E = distances_E + BEHIND < WINDOW, distances_E + BEHIND > reach
+  print(f'{machine()}\nreach {reach}; {near_E.sum()} near, {far_E.sum()} far of {HELD_OUT}')
+  found, far = {}, {}
+  for name, pattern in PATTERNS:
+    if name not in args.only.split(','):
+      continue
+    begin, cfg = time.monotonic(), patterned(exp.model, pattern)
+    cfg = with_key_ids(dataclasses.replace(exp, model=cfg)).model
+    right_E = right(trained(exp, cfg), cfg, tok, examples)
+    found[name], far[name] = by_window(right_E, distances_E), 100 * right_E[far_E].mean()
+    shares = ' '.join(f'{100 * r / n:5.1f}' for r, n in found[name])
+    print(
+      f'{name:10} {time.monotonic() - begin:4.0f} s  all {100 * right_E.mean():5.1f} %  near '
+      f'{100 * right_E[near_E].mean():5.1f} %  far {far[name]:5.1f} %  by window {shares}',
+      flush=True,
+    )
+  draw(found, reach, args.png)
+  bar('full_attention_far', far.get('full'), '≥', 95, '%')
+  bar('window_far', far.get('window'), '≤', 20, '%')
+  behind = far['full'] - far['hybrid'] if {'full', 'hybrid'} <= far.keys() else None
+  bar('hybrid_far_behind_full', behind, '≤', 2, ' points')
+
+
+if __name__ == '__main__':
+  main()
