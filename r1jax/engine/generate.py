@@ -19,8 +19,9 @@ from r1jax.engine.sampling import sample, sample_within
 from r1jax.kernels.logprob.truncate import FILLER, Sampling
 from r1jax.model import cache as caches
 from r1jax.model import transformer
-from r1jax.model.config import ModelConfig, MoE, runs
+from r1jax.model.config import Layer, ModelConfig, MoE, TopK, runs
 from r1jax.model.transformer import Inputs, Transformer
+from r1jax.model.types import Choices
 
 
 class Samples(NamedTuple):
@@ -33,7 +34,7 @@ class Samples(NamedTuple):
   logp_BT: jax.Array
   length_B: jax.Array
   stopped_B: jax.Array
-  routes: tuple  # [run][block]: expert ids [n, B, P+T, A] by position, for routing replay
+  routes: tuple  # [run][block]: Choices [n, B, P+T, …] by position, for replay
   support_BTK: jax.Array | None = None  # ids that each token was drawn from, FILLER behind them
 
 
@@ -46,18 +47,23 @@ class _State(NamedTuple):
 
 
 def empty_routes(cfg: ModelConfig, batch: int, length: int) -> tuple:
-  """Expert ids by position, not yet known: [run][block] of [n, B, L, A], None where dense."""
+  """Choices by position, not yet known: [run][block] of [n, B, L, …], None where there are none."""
 
-  def one(mlp: Any, n: int) -> jax.Array | None:
-    return jnp.zeros((n, batch, length, mlp.active), jnp.int32) if isinstance(mlp, MoE) else None
+  def one(layer: Layer, n: int) -> Choices:
+    zeros = lambda width: jnp.zeros((n, batch, length, width), jnp.int32)
+    pattern = layer.attention.pattern
+    return Choices(
+      zeros(layer.mlp.active) if isinstance(layer.mlp, MoE) else None,
+      zeros(pattern.keys) if isinstance(pattern, TopK) else None,
+    )
 
-  return tuple(tuple(one(l.mlp, r.repeats) for l in r.period) for r in runs(cfg.layers))
+  return tuple(tuple(one(l, r.repeats) for l in r.period) for r in runs(cfg.layers))
 
 
 def prefill(
   params: Any, cfg: ModelConfig, prompts_BP: jax.Array, lengths_B: jax.Array, cache: tuple
 ) -> tuple[jax.Array, tuple, tuple]:
-  """Logits after each prompt, the filled cache, and the prompt's expert ids."""
+  """Logits after each prompt, the filled cache, and the prompt's choices."""
   positions_BP = jnp.broadcast_to(jnp.arange(prompts_BP.shape[1]), prompts_BP.shape)
   segments_BP = (positions_BP < lengths_B[:, None]).astype(jnp.int32)
   out = Transformer(cfg).apply(
@@ -75,7 +81,7 @@ def decode(
   live_B: jax.Array,
   cache: tuple,
 ) -> tuple[jax.Array, tuple, tuple]:
-  """Logits after one more token a row, the cache, its expert ids; only live rows are routed."""
+  """Logits after one more token a row, the cache, its choices; only live rows are routed."""
   inputs = Inputs(token_B[:, None], position_B[:, None], live_B[:, None].astype(jnp.int32))
   out = Transformer(cfg).apply({'params': params}, inputs, cache)
   return transformer.logits(params, cfg, out.x_BLD[:, 0]), out.cache, out.routes

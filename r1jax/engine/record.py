@@ -1,6 +1,6 @@
 """A request under way: what the scheduler does not keep, and what newly drawn tokens come to.
 
-Whatever ends or cuts a completion meets here: stop tokens, stop strings, its budget. No jax, no
+Whatever ends or cuts a completion meets here: stop tokens, stop strings, its budget. No
 pages: `take` says which of the drawn tokens stay, what is written behind them for the model, and
 whether that is the end.
 """
@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from r1jax.engine import watch
@@ -225,15 +226,10 @@ def complete(
 
   return Completion(
     r.number, np.array(tokens, np.int32), np.array(logp, np.float32), end.why,
-    None if routes is None else _map(whole, routes),
+    None if routes is None else jax.tree.map(whole, routes),
     sets,
     r.watcher.used if r.watcher else None,
     r.versions,
     text,
     r.reader.stop if r.reader else None,
   ), pieces  # fmt: skip
-
-
-def _map(f: Callable, routes: tuple) -> tuple:
-  """f of each array of routes[run][block]; None where a block is dense."""
-  return tuple(tuple(None if x is None else f(x) for x in run) for run in routes)

@@ -20,7 +20,7 @@ from r1jax.kernels.attention.blocks import banded_attention, merge
 from r1jax.kernels.attention.lists import Band, Tokens
 from r1jax.model import keys, masks
 from r1jax.model.cache import Held
-from r1jax.model.config import Fixed, Full, Gate, Hybrid, Pattern, Union, Window
+from r1jax.model.config import Fixed, Full, Gate, Hybrid, Pattern, Union, Watched, Window
 from r1jax.model.keys import Marks
 from r1jax.model.types import Place
 
@@ -48,10 +48,10 @@ def over_batch(
     return banded_attention(q_BLNH, k_BLKH, v_BLKV, here, here, band, scale)
 
   match pattern:
-    case Full() | Window() if L <= SHORT:
+    case Full() | Watched() | Window() if L <= SHORT:
       mask_BLM = masks.within(place.positions_BL, place.segments_BL, pattern)
       return attention(q_BLNH, k_BLKH, v_BLKV, mask_BLM, scale)
-    case Full():
+    case Full() | Watched():
       return banded(Band())[0]
     case Window(window):
       return banded(Band(0, window))[0]

@@ -8,7 +8,7 @@ from r1jax.model.gqa import GroupedQueryAttention
 from r1jax.model.mla import LatentAttention
 from r1jax.model.moe import MixtureOfExperts
 from r1jax.model.primitives import SwiGLU, norm_scale, rms_norm
-from r1jax.model.types import LayerIn, LayerOut, Place
+from r1jax.model.types import Choices, LayerIn, LayerOut, Place
 from r1jax.sharding.rules import constrain
 
 
@@ -21,18 +21,20 @@ class Block(nn.Module):
   def __call__(self, x_BLD: jax.Array, place: Place, given: LayerIn) -> tuple[jax.Array, LayerOut]:
     c, D = self.cfg, x_BLD.shape[-1]
     h_BLD = rms_norm(x_BLD, norm_scale(self, 'attention_scale', D), c.eps)
+    routes = given.routes or Choices()
     match c.attention:
       case MLA():
-        y_BLD, cache = LatentAttention(c.attention, name='attention')(h_BLD, place, given.cache)
+        attention = LatentAttention(c.attention, name='attention')
       case GQA():
-        y_BLD, cache = GroupedQueryAttention(c.attention, name='attention')(
-          h_BLD, place, given.cache
-        )
+        attention = GroupedQueryAttention(c.attention, name='attention')
+    y_BLD, kept = attention(h_BLD, place, given.cache, routes.keys)
     x_BLD = constrain(x_BLD + y_BLD, 'batch', 'length', None)
     h_BLD = rms_norm(x_BLD, norm_scale(self, 'mlp_scale', D), c.eps)
     match c.mlp:
       case Dense():
         y_BLD, out = SwiGLU(c.mlp, name='mlp')(h_BLD), LayerOut()
       case MoE():
-        y_BLD, out = MixtureOfExperts(c.mlp, name='mlp')(h_BLD, place, given.routes_BLA)
-    return constrain(x_BLD + y_BLD, 'batch', 'length', None), out._replace(cache=cache)
+        y_BLD, out = MixtureOfExperts(c.mlp, name='mlp')(h_BLD, place, routes.experts)
+    routes = out.routes._replace(keys=kept.keys_BLT)
+    out = out._replace(cache=kept.cache, routes=routes, index=kept.index)
+    return constrain(x_BLD + y_BLD, 'batch', 'length', None), out

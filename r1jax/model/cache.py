@@ -40,7 +40,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.model.config import GQA, MLA, Hybrid, ModelConfig, Window, runs
+from r1jax.model.config import (
+  GQA,
+  MLA,
+  Hybrid,
+  ModelConfig,
+  Pattern,
+  TopK,
+  Watched,
+  Window,
+  runs,
+)
 from r1jax.model.types import Place
 from r1jax.sharding import rules
 from r1jax.sharding.place import check_rows
@@ -54,14 +64,20 @@ class LatentCache(NamedTuple):
 
   kv_nBMC: jax.Array
   candidate_nBM1: jax.Array | None = None
+  index_nBMI: jax.Array | None = None
 
 
 class KVCache(NamedTuple):
-  """GQA; candidate: of hybrid layers whether a token may be a key token, 1 or 0 (keys.py)."""
+  """GQA; beside keys and values what patterns need of each token.
+
+  candidate: of hybrid layers whether it may be a key token, 1 or 0 (keys.py); index: its key for
+  the indexer of a layer that has one (indexer.py).
+  """
 
   key_nBMKH: jax.Array
   value_nBMKH: jax.Array
   candidate_nBM1: jax.Array | None = None
+  index_nBMI: jax.Array | None = None
 
 
 class Int8(NamedTuple):
@@ -108,14 +124,25 @@ def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Entries, ...
 
   def one(spec: MLA | GQA, n: int) -> Entries:
     zeros = lambda *shape: jnp.zeros((n, batch, length, *shape), cfg.dtype)
-    candidate = zeros(1) if isinstance(spec.pattern, Hybrid) else None
+    marks = (width and zeros(width) for width in marked(spec.pattern))
     match spec:
       case MLA():
-        return LatentCache(zeros(spec.kv_latent + spec.rope), candidate)
+        return LatentCache(zeros(spec.kv_latent + spec.rope), *marks)
       case GQA():
-        return KVCache(*(zeros(spec.kv_heads, spec.head) for _ in 'kv'), candidate)
+        return KVCache(*(zeros(spec.kv_heads, spec.head) for _ in 'kv'), *marks)
 
   return tuple(tuple(one(l.attention, r.repeats) for l in r.period) for r in runs(cfg.layers))
+
+
+def marked(pattern: Pattern) -> tuple[int | None, int | None]:
+  """Widths of what a pattern keeps of each token beside keys and values: candidate, index."""
+  match pattern:
+    case Hybrid():
+      return 1, None
+    case TopK(indexer=indexer) | Watched(indexer=indexer):
+      return None, indexer.head
+    case _:
+      return None, None
 
 
 def paged(
@@ -152,14 +179,14 @@ def paged(
 
 def _shapes(spec: MLA | GQA, parted: bool) -> tuple[tuple[tuple[int, ...], ...], ...]:
   """Of a token's entries: for each array of the dense cache those of its stacks."""
-  candidate = (((1,),),) if isinstance(spec.pattern, Hybrid) else ()
+  marks = [((width,),) for width in marked(spec.pattern) if width]
   match spec:
     case MLA() if parted:
-      return (((spec.kv_latent,), (spec.rope,)), *candidate)
+      return (((spec.kv_latent,), (spec.rope,)), *marks)
     case MLA():
-      return (((spec.kv_latent + spec.rope,),), *candidate)
+      return (((spec.kv_latent + spec.rope,),), *marks)
     case GQA():
-      return (*((((spec.kv_heads, spec.head),),) * 2), *candidate)
+      return (*((((spec.kv_heads, spec.head),),) * 2), *marks)
 
 
 def shardings(mesh: jax.sharding.Mesh, cache: Any) -> Any:
@@ -279,7 +306,7 @@ def _put(arrays: tuple, at: tuple, new: Entries) -> tuple:
     widths = [jax.tree.leaves(s)[0].shape[-1] for s in stacks]
     return tuple(map(one, stacks, jnp.split(x, np.cumsum(widths)[:-1], -1)))
 
-  return tuple(map(each, arrays, new))
+  return tuple(map(each, arrays, (x for x in new if x is not None)))
 
 
 def _get(arrays: tuple, at: tuple, known_BM: jax.Array, like: Entries) -> Entries:
@@ -295,7 +322,8 @@ def _get(arrays: tuple, at: tuple, known_BM: jax.Array, like: Entries) -> Entrie
     held_BM = held.reshape(*known_BM.shape, *x.shape[2:])
     return jnp.where(known_BM.reshape(*known_BM.shape, *(1,) * (x.ndim - 2)), held_BM, 0)
 
-  return type(like)(*map(each, arrays, like))
+  held = map(each, arrays, (x for x in like if x is not None))
+  return type(like)(*(x if x is None else next(held) for x in like))
 
 
 def quantize(x: jax.Array) -> Int8:

@@ -130,7 +130,47 @@ class Hybrid:
     Window(self.window)
 
 
-Pattern = Full | Window | Hybrid
+@dataclasses.dataclass(frozen=True)
+class Indexer:
+  """The lightning indexer: `heads` small heads of `head` numbers that share one key a token.
+
+  Of each head the first `rope` numbers are rotated, with the frequencies of the attention's own
+  rotary embedding; V3.2 does not interleave them.
+  """
+
+  heads: int = 64
+  head: int = 128
+  rope: int = 64
+  interleaved: bool = False
+
+  def __post_init__(self):
+    if min(self.heads, self.head) < 1 or not 0 <= self.rope <= self.head or self.rope % 2:
+      raise ValueError(f'heads and widths of at least 1, an even rope of at most head: {self}')
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+  """A token sees the `keys` tokens up to itself that the indexer scores highest (DSA, V3.2)."""
+
+  keys: int = 2048
+  indexer: Indexer = Indexer()
+
+  def __post_init__(self):
+    if self.keys < 1:
+      raise ValueError(f'keys={self.keys}: a token sees one key at least')
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+  """A token sees everything before it, and an indexer learns beside it which of it counts.
+
+  What `TopK` is while its indexer warms up (train/supervised.py); the weights are the same.
+  """
+
+  indexer: Indexer = Indexer()
+
+
+Pattern = Full | Window | Hybrid | TopK | Watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,10 +286,19 @@ class ModelConfig:
       raise ValueError(f'key_ids: {outside[0]} is not in the vocabulary of {self.vocab}')
 
   @property
+  def patterns(self) -> tuple[Pattern, ...]:
+    """Of all layers, those of the prediction depths last."""
+    return tuple(layer.attention.pattern for layer in (*self.layers, *self.mtp))
+
+  @property
   def asks_for_key_ids(self) -> bool:
     """Whether a layer takes key tokens by what they are."""
-    patterns = (layer.attention.pattern for layer in (*self.layers, *self.mtp))
-    return any(isinstance(p, Hybrid) and isinstance(p.keys, KeyTokens) for p in patterns)
+    return any(isinstance(p, Hybrid) and isinstance(p.keys, KeyTokens) for p in self.patterns)
+
+  @property
+  def indexers(self) -> int:
+    """How many layers have an indexer."""
+    return sum(isinstance(p, TopK | Watched) for p in self.patterns)
 
 
 @dataclasses.dataclass(frozen=True)

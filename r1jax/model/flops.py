@@ -4,7 +4,8 @@ A token's forward pass multiplies each matrix it meets once, 2 flops a number: a
 shared and active experts (never the idle ones), router, and the head for the main model and each
 prediction depth. Attention scores and their weighted sum take 2·heads·(key + value width) more for
 each position that the token sees; causal, so a segment of n tokens sees n(n+1)/2 in all, through a
-window of w at most w a token. Embedding lookups, norms, softmax and rotations are not counted.
+window of w at most w a token, with k keys by an indexer at most k, while the indexer itself scores
+all of them. Embedding lookups, norms, softmax and rotations are not counted.
 Backward is twice the forward, so
 
     training = 3 · (tokens · 2·matrices + Σ_layers visible · 2·heads·(key + value))
@@ -24,11 +25,14 @@ from r1jax.model.config import (
   GQA,
   MLA,
   Dense,
+  Full,
   Hybrid,
   Layer,
   ModelConfig,
   MoE,
   Pattern,
+  TopK,
+  Watched,
   Window,
 )
 from r1jax.model.keys import room
@@ -44,7 +48,8 @@ def forward_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
   lengths = [int(n) for n in lengths]  # Python's integers do not overflow
   layers = (*cfg.layers, *cfg.mtp)
   made = sum(visible(a, n) * pair_width(a) for a in (x.attention for x in layers) for n in lengths)
-  return 2 * (sum(lengths) * active_matrices(cfg) + made)
+  scored = sum(pairs(Full(), n) for n in lengths) * sum(scoring_width(x.attention) for x in layers)
+  return 2 * (sum(lengths) * active_matrices(cfg) + made + scored)
 
 
 def visible(cfg: MLA | GQA, length: int) -> int:
@@ -59,7 +64,7 @@ def pairs(pattern: Pattern, length: int) -> int:
     case Hybrid(window):
       far = sum(room(t, pattern) for t in range(window, length))
       return pairs(Window(window), length) + far
-    case Window(window) if window < length:
+    case Window(window) | TopK(keys=window) if window < length:
       return window * (window + 1) // 2 + (length - window) * window
     case _:
       return length * (length + 1) // 2
@@ -79,14 +84,34 @@ def layer_matrices(embed: int, layer: Layer) -> int:
 
 def attention_matrices(embed: int, cfg: MLA | GQA) -> int:
   """Projections; those of MLA as in training, where keys and values are made from the latents."""
+  own = indexer_matrices(embed, cfg)
   match cfg:
     case GQA():
-      return embed * cfg.head * 2 * (cfg.heads + cfg.kv_heads)
+      return own + embed * cfg.head * 2 * (cfg.heads + cfg.kv_heads)
     case MLA():
       query = cfg.heads * (cfg.nope + cfg.rope)
       queries = cfg.q_latent * (embed + query) if cfg.q_latent else embed * query
       keys = embed * (cfg.kv_latent + cfg.rope) + cfg.kv_latent * cfg.heads * (cfg.nope + cfg.value)
-      return queries + keys + cfg.heads * cfg.value * embed
+      return own + queries + keys + cfg.heads * cfg.value * embed
+
+
+def indexer_matrices(embed: int, cfg: MLA | GQA) -> int:
+  """Of an indexer: queries from the query latent where there is one, a key, head weights."""
+  match cfg.pattern:
+    case TopK(indexer=i) | Watched(indexer=i):
+      width = cfg.q_latent if isinstance(cfg, MLA) and cfg.q_latent else embed
+      return width * i.heads * i.head + embed * (i.head + i.heads)
+    case _:
+      return 0
+
+
+def scoring_width(cfg: MLA | GQA) -> int:
+  """Products of an indexer for one query and one position before it."""
+  match cfg.pattern:
+    case TopK(indexer=i) | Watched(indexer=i):
+      return i.heads * i.head
+    case _:
+      return 0
 
 
 def mlp_matrices(embed: int, cfg: Dense | MoE) -> int:

@@ -12,12 +12,14 @@ import jax
 from r1jax.kernels.attention import attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
+from r1jax.model import indexer
 from r1jax.model.attend import over_batch, over_memory
-from r1jax.model.config import GQA
+from r1jax.model.config import GQA, TopK
+from r1jax.model.indexer import Attended, indexed
 from r1jax.model.keys import entry, marks, weighed
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.rope import rotate, softmax_scale
-from r1jax.model.types import Place
+from r1jax.model.types import Kept, Place
 
 
 class GroupedQueryAttention(nn.Module):
@@ -27,8 +29,12 @@ class GroupedQueryAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, place: Place, cache: caches.Cache | None
-  ) -> tuple[jax.Array, caches.Cache | None]:
+    self,
+    x_BLD: jax.Array,
+    place: Place,
+    cache: caches.Cache | None,
+    chosen_BLT: jax.Array | None = None,
+  ) -> tuple[jax.Array, Kept]:
     c, D, w = self.cfg, x_BLD.shape[-1], functools.partial(weight, self)
 
     def project(name: str, heads: int, axis: str) -> jax.Array:
@@ -49,13 +55,20 @@ class GroupedQueryAttention(nn.Module):
     marked = marks(self, x_BLD, place)
     v_BLKH = weighed(v_BLKH, marked)
     scale = softmax_scale(c.rotary, c.head)
-    if cache is None:
-      o_BLNH = over_batch(q_BLNH, k_BLKH, v_BLKH, place, c.pattern, marked, scale)
-    else:
-      entries = caches.KVCache(k_BLKH, v_BLKH, entry(marked, x_BLD.dtype))
+    index = indexed(c, x_BLD, x_BLD, place)
+    held, keys, term, (k_BMKH, v_BMKH) = None, None, None, (k_BLKH, v_BLKH)
+    if cache is not None:
+      entries = caches.KVCache(k_BLKH, v_BLKH, entry(marked, x_BLD.dtype), index and index.k_BLI)
       cache, held = caches.update(cache, place, entries)
-      k_BMKH, v_BMKH, _ = held.memory
-      attend = lambda mask_BLM: attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
+      k_BMKH, v_BMKH = held.memory[:2]
+    attend = lambda mask_BLM: attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
+    if isinstance(c.pattern, TopK):
+      a = Attended(q_BLNH, k_BMKH, v_BMKH, c.head, scale, *indexer.places(place, held))
+      o_BLNH, keys, term = indexer.attend(a, attend, index, held, place, c.pattern, chosen_BLT)
+    elif cache is None:
+      o_BLNH = over_batch(q_BLNH, k_BLKH, v_BLKH, place, c.pattern, marked, scale)
+      term = indexer.watching(index, q_BLNH, k_BLKH, scale, place)
+    else:
       o_BLNH = over_memory(attend, place, held, k_BMKH.shape[1], c.pattern, marked)
     out = w('out', (c.heads, c.head, D), ('heads', 'head', 'embed'))
-    return matmul('BLNH,NHD->BLD', o_BLNH, out), cache
+    return matmul('BLNH,NHD->BLD', o_BLNH, out), Kept(cache, keys, term)

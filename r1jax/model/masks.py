@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from r1jax.model.config import Full, Window
+from r1jax.model.config import Full, Watched, Window
 
 
 def within(
-  positions_BL: jax.Array, segments_BL: jax.Array, pattern: Full | Window = Full()
+  positions_BL: jax.Array, segments_BL: jax.Array, pattern: Full | Watched | Window = Full()
 ) -> jax.Array:
   """Mask_BLM of a batch over itself; packed segments are independent."""
   same = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -19,7 +19,7 @@ def over_cache(
   positions_BL: jax.Array,
   segments_BL: jax.Array,
   length: int,
-  pattern: Full | Window = Full(),
+  pattern: Full | Watched | Window = Full(),
   there_BM: jax.Array | None = None,
 ) -> jax.Array:
   """Mask_BLM over cache slots: slot m holds position m of the row's one sequence.
@@ -38,10 +38,10 @@ def over_cache(
   return seen & (segments_BL > 0)[:, :, None]
 
 
-def visible(there: jax.Array, here: jax.Array, pattern: Full | Window) -> jax.Array:
+def visible(there: jax.Array, here: jax.Array, pattern: Full | Watched | Window) -> jax.Array:
   """Whether position `here` sees position `there` of the same sequence."""
   match pattern:
-    case Full():
+    case Full() | Watched():
       return there <= here
     case Window(window):
       return (there <= here) & (there > here - window)

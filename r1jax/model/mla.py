@@ -21,12 +21,14 @@ import jax.numpy as jnp
 from r1jax.kernels.attention import attention, latent_attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
+from r1jax.model import indexer
 from r1jax.model.attend import over_batch, over_memory
-from r1jax.model.config import MLA
+from r1jax.model.config import MLA, TopK
+from r1jax.model.indexer import Attended, indexed
 from r1jax.model.keys import entry, marks, weighed
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.rope import rotate, softmax_scale
-from r1jax.model.types import Place
+from r1jax.model.types import Kept, Place
 
 
 class Query(NamedTuple):
@@ -69,10 +71,13 @@ def absorbed(
   scale: float,
 ) -> jax.Array:
   """The same numbers with the memory as the one key-value head; the value's last P are dropped."""
-  q_BLNR = matmul('BLNH,RNH->BLNR', q.nope_BLNH, k_up_RNH)
-  queries = jnp.concatenate([q_BLNR, q.rope_BLNP], -1)
-  o_BLNC = latent_attention(queries, kv_BMC, mask_BLM, scale)
+  o_BLNC = latent_attention(to_latents(q, k_up_RNH), kv_BMC, mask_BLM, scale)
   return matmul('BLNR,RNV->BLNV', o_BLNC[..., : k_up_RNH.shape[0]], v_up_RNV)
+
+
+def to_latents(q: Query, k_up_RNH: jax.Array) -> jax.Array:
+  """Queries that meet latents and rotated keys as they are."""
+  return jnp.concatenate([matmul('BLNH,RNH->BLNR', q.nope_BLNH, k_up_RNH), q.rope_BLNP], -1)
 
 
 def absorbed_is_cheaper(cfg: MLA, queries: int, memory: int) -> bool:
@@ -93,8 +98,12 @@ class LatentAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, place: Place, cache: caches.Cache | None
-  ) -> tuple[jax.Array, caches.Cache | None]:
+    self,
+    x_BLD: jax.Array,
+    place: Place,
+    cache: caches.Cache | None,
+    chosen_BLT: jax.Array | None = None,
+  ) -> tuple[jax.Array, Kept]:
     c, D, w = self.cfg, x_BLD.shape[-1], functools.partial(weight, self)
     q_in, width, name = x_BLD, D, 'embed'
     if c.q_latent:
@@ -114,14 +123,25 @@ class LatentAttention(nn.Module):
     v_up = w('v_up', (c.kv_latent, c.heads, c.value), ('latent', 'heads', 'head'))
     scale = softmax_scale(c.rotary, c.nope + c.rope)
     kv_BMC = jnp.concatenate([latent, k_rope], -1)
-    if cache is None:
-      made = keys_and_values(kv_BMC, k_up, v_up)
-      o_BLNV = over_batch(jnp.concatenate(q, -1), *made, place, c.pattern, marked, scale)
-    else:
-      entries = caches.LatentCache(kv_BMC, entry(marked, x_BLD.dtype))
+    index = indexed(c, x_BLD, q_in, place)
+    held, keys, term = None, None, None
+    if cache is not None:
+      entries = caches.LatentCache(kv_BMC, entry(marked, x_BLD.dtype), index and index.k_BLI)
       cache, held = caches.update(cache, place, entries)
-      (kv_BMC, _), L = held.memory, x_BLD.shape[1]
-      M = kv_BMC.shape[1]
+      kv_BMC = held.memory.kv_nBMC
+    L, M = x_BLD.shape[1], kv_BMC.shape[1]
+    if isinstance(c.pattern, TopK):
+      at = indexer.places(place, held)
+      a = Attended(to_latents(q, k_up), kv_BMC[:, :, None], None, c.kv_latent, scale, *at)
+      masked = lambda mask_BLM: latent_attention(a.q_BLNH, kv_BMC, mask_BLM, scale)
+      o_BLNR, keys, term = indexer.attend(a, masked, index, held, place, c.pattern, chosen_BLT)
+      o_BLNV = matmul('BLNR,RNV->BLNV', o_BLNR[..., : c.kv_latent], v_up)
+    elif cache is None:
+      made = keys_and_values(kv_BMC, k_up, v_up)
+      queries = jnp.concatenate(q, -1)
+      o_BLNV = over_batch(queries, *made, place, c.pattern, marked, scale)
+      term = indexer.watching(index, queries, made[0], scale, place)
+    else:
       # A dense cache meets a whole prompt, which is expanded as in training, or one token.
       short = L == 1 or (place.table_BT is not None and absorbed_is_cheaper(c, L, M))
       execution = absorbed if short else expanded
@@ -129,4 +149,4 @@ class LatentAttention(nn.Module):
       o_BLNV = over_memory(attend, place, held, M, c.pattern, marked)
     return matmul(
       'BLNV,NVD->BLD', o_BLNV, w('out', (c.heads, c.value, D), ('heads', 'head', 'embed'))
-    ), cache
+    ), Kept(cache, keys, term)

@@ -19,7 +19,7 @@ from r1jax.kernels import grouped
 from r1jax.model import router
 from r1jax.model.config import Dense, MoE
 from r1jax.model.primitives import SwiGLU, weight
-from r1jax.model.types import LayerOut, Place
+from r1jax.model.types import Choices, LayerOut, Place
 from r1jax.sharding import rules
 
 GATE_UP = ('expert', 'embed', 'ffw')
@@ -131,5 +131,5 @@ class MixtureOfExperts(nn.Module):
       y_BLD = y_BLD + SwiGLU(Dense(c.ffw * c.shared, c.std), name='shared')(x_BLD)
     load_E = router.load(ids_BLA, valid_BL, c.experts)
     return y_BLD, LayerOut(
-      routes_BLA=ids_BLA, load_E=load_E, balance=router.balance(s_BLE, place.segments_BL, c)
+      routes=Choices(ids_BLA), load_E=load_E, balance=router.balance(s_BLE, place.segments_BL, c)
     )

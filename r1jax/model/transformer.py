@@ -4,7 +4,6 @@ The head is not applied here: training scores targets with the fused head (kerne
 sampling asks `logits` for the last position only, and [B, T, V] never exists.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -38,8 +37,9 @@ class Inputs(NamedTuple):
 class Output(NamedTuple):
   """x for the head and of each prediction depth, what caches became, what the routers did.
 
-  routes[run][block] is [n, B, L, A] or None; load maps a router bias' path to [n, E] (or [E]) token
-  counts; streams[run][block] is the residual stream behind the blocks, [n, B, L, D] (`stream`).
+  routes[run][block] is `Choices` of [n, B, L, …]; load maps a router bias' path to [n, E] (or [E])
+  token counts; balance and index are what routers and indexers learn by; streams[run][block] is
+  the residual stream behind the blocks, [n, B, L, D] (`stream`).
   """
 
   x_BLD: jax.Array
@@ -48,11 +48,12 @@ class Output(NamedTuple):
   routes: tuple
   load: dict[str, jax.Array]
   balance: Term
+  index: Term
   streams: tuple
 
 
 class Transformer(nn.Module):
-  """DeepSeek-V3-style decoder; `routes` replays expert choices of an earlier Output.routes."""
+  """DeepSeek-V3-style decoder; `routes` replays choices of an earlier Output.routes."""
 
   cfg: ModelConfig
 
@@ -100,20 +101,23 @@ class Transformer(nn.Module):
     by_run = [
       [outs[f'run{i}/block{j}'] for j in range(len(r.period))] for i, r in enumerate(runs(c.layers))
     ]
-    routes = tuple(tuple(out.routes_BLA for out in run) for run in by_run)
+    routes = tuple(tuple(out.routes for out in run) for run in by_run)
     streams = tuple(tuple(out.stream_BLD for out in run) for run in by_run)
-    return Output(x_BLD, tuple(mtp), cache and tuple(caches), routes, *routing(outs), streams)
+    return Output(x_BLD, tuple(mtp), cache and tuple(caches), routes, *terms(outs), streams)
 
 
-def routing(outs: dict[str, LayerOut]) -> tuple[dict[str, jax.Array], Term]:
-  """Load by router-bias path, and the balance term summed over layers and sequences."""
+def terms(outs: dict[str, LayerOut]) -> tuple[dict[str, jax.Array], Term, Term]:
+  """Load by router-bias path; summed over layers the balance term and what indexers learn by."""
   moe = {path: out for path, out in outs.items() if out.load_E is not None}
   load = {f'{path}/mlp/router/bias': out.load_E for path, out in moe.items()}
-  sums = [Term(jnp.sum(o.balance.total), jnp.sum(o.balance.weight)) for o in moe.values()]
-  zero = Term(jnp.zeros(()), jnp.zeros(()))
-  return load, functools.reduce(
-    lambda a, b: Term(a.total + b.total, a.weight + b.weight), sums, zero
-  )
+  balance = summed([o.balance for o in moe.values()])
+  return load, balance, summed([o.index for o in outs.values() if o.index is not None])
+
+
+def summed(terms: list[Term]) -> Term:
+  """One term of many; none is 0."""
+  zero = jnp.zeros(())
+  return Term(*(sum((jnp.sum(x) for x in part), zero) for part in zip(*[(zero, zero), *terms])))
 
 
 def stream(out: Output, cfg: ModelConfig, layer: int) -> jax.Array:

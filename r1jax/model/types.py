@@ -23,21 +23,40 @@ class Term(NamedTuple):
   weight: jax.Array
 
 
+class Choices(NamedTuple):
+  """What a layer chose for each token, to be replayed: experts [B, L, A], keys [B, L, T].
+
+  A key is its position in the sequence + 1; 0 is none, so that zeros are choices not yet known.
+  """
+
+  experts: jax.Array | None = None
+  keys: jax.Array | None = None
+
+
 class LayerIn(NamedTuple):
-  """Beside x: this block's stacked cache, and expert ids to replay."""
+  """Beside x: this block's stacked cache, and choices to replay."""
 
   cache: tuple | None = None
-  routes_BLA: jax.Array | None = None
+  routes: Choices | None = None
+
+
+class Kept(NamedTuple):
+  """Beside y, what attention gives: the cache, the keys chosen, what its indexer is to learn."""
+
+  cache: tuple | None = None
+  keys_BLT: jax.Array | None = None
+  index: Term | None = None
 
 
 class LayerOut(NamedTuple):
-  """Beside x: the cache, the experts chosen, their load, the sequence-wise balance term.
+  """Beside x: the cache, the choices, load of the experts, terms of sequence balance and indexer.
 
   stream_BLD: x itself, where blocks run as a stack, whose inner ones nobody else would see.
   """
 
   cache: tuple | None = None
-  routes_BLA: jax.Array | None = None
+  routes: Choices = Choices()
   load_E: jax.Array | None = None
   balance: Term | None = None
+  index: Term | None = None
   stream_BLD: jax.Array | None = None

@@ -24,7 +24,10 @@ from r1jax.optim.schedules import Schedule, schedule
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-  """Adam with decoupled weight decay and global-norm clipping (None: no clipping)."""
+  """Adam with decoupled weight decay and global-norm clipping (None: no clipping).
+
+  only: a regular expression of the paths that are trained, the others stay; None: all.
+  """
 
   schedule: Schedule
   b1: float = 0.9
@@ -32,6 +35,7 @@ class AdamW:
   eps: float = 1e-8
   weight_decay: float = 0.1
   clip: float | None = 1.0
+  only: str | None = None
 
   def __post_init__(self) -> None:
     if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
@@ -47,6 +51,11 @@ def is_balanced(path: str) -> bool:
   return tree.match(r'(.*/)?router/bias', path)
 
 
+def is_trained(spec: AdamW, path: str) -> bool:
+  """Whether the optimizer moves the leaf."""
+  return spec.only is None or tree.match(spec.only, path)
+
+
 def is_decayed(path: str) -> bool:
   """Whether weight decay applies to the leaf."""
   return not tree.match(r'.*norm.*|.*(scale|bias)', path)
@@ -54,14 +63,23 @@ def is_decayed(path: str) -> bool:
 
 def make(spec: AdamW, params: tree.Tree) -> optax.GradientTransformation:
   """The transform for params of these names; only the names are read, so shapes alone will do."""
-  labels = tree.map_named(lambda path, _: 'balance' if is_balanced(path) else 'adam', params)
+
+  def label(path: str, _: jax.Array) -> str:
+    if not is_trained(spec, path):
+      return 'frozen'
+    return 'balance' if is_balanced(path) else 'adam'
+
+  labels = tree.map_named(label, params)
+  if 'adam' not in jax.tree.leaves(labels):
+    raise ValueError(f'only={spec.only!r} is the path of no parameter; nothing would be trained')
   adam = optax.chain(
     optax.identity() if spec.clip is None else optax.clip_by_global_norm(spec.clip),
     optax.scale_by_adam(spec.b1, spec.b2, spec.eps),
     optax.add_decayed_weights(spec.weight_decay, decay_mask),
     optax.scale_by_learning_rate(schedule(spec.schedule)),
   )
-  return optax.partition({'adam': adam, 'balance': optax.set_to_zero()}, labels)
+  parts = {'adam': adam, 'balance': optax.set_to_zero()}
+  return optax.partition(parts | ({'frozen': optax.set_to_zero()} if spec.only else {}), labels)
 
 
 def decay_mask(params: tree.Tree) -> tree.Tree:

@@ -1,6 +1,6 @@
 """The model's view of a batch, shared by every objective.
 
-    L = L_main + λ L_MTP + α L_balance + L_length
+    L = L_main + λ L_MTP + α L_balance + L_length + L_indexer
 
 Each term is a sum over this part of the batch over a denominator of the whole one.
 """
@@ -19,11 +19,37 @@ from r1jax.data.batch import Batch, sequences
 from r1jax.kernels.logprob import LogProbs, logprobs
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model import transformer
-from r1jax.model.config import ModelConfig, MoE
+from r1jax.model.config import Layer, ModelConfig, MoE, TopK, Watched
 from r1jax.model.heads import Scalar, ScalarConfig
 from r1jax.model.transformer import Output, Transformer
 
 REMAINING = 'remaining'  # the length fit's head
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup:
+  """Indexers alone learn, KL(attention ‖ softmax I), while every layer sees everything.
+
+  The stage's optimizer must train them alone: AdamW(only=INDEXERS). DeepSeek-V3.2 (arXiv
+  2512.02556) takes 1,000 steps at a rate of 1e-3.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+  """Layers attend to the keys that their indexers choose; these learn beside the model.
+
+  weight: of the same KL over the chosen keys, which moves the indexers alone.
+  """
+
+  weight: float = 1.0
+
+  def __post_init__(self):
+    if self.weight < 0:
+      raise ValueError(f"weight={self.weight} of the indexers' loss; 0 or more")
+
+
+INDEXERS = r'(.*/)?indexer/.*'  # their parameters' paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +60,7 @@ class Auxiliary:
   step).
   balance: α of the sequence-wise balance loss; gamma: speed of the router bias.
   length: a head that learns how many tokens are still to come; None has no such head.
+  indexer: how the indexers of TopK layers are trained.
   """
 
   mtp: float = 0.3
@@ -41,21 +68,48 @@ class Auxiliary:
   balance: float = 1e-4
   gamma: float = 1e-3
   length: LengthFit | None = None
+  indexer: Warmup | Sparse = Sparse()
 
 
 class Denominators(NamedTuple):
-  """What each term is divided by: the main loss' own, target tokens, sequences × expert layers."""
+  """What each term is divided by.
+
+  The main loss' own, target tokens, sequences × expert layers, tokens × indexers.
+  """
 
   main: jax.Array
   tokens: jax.Array
   balance: jax.Array
+  index: jax.Array
+
+
+def staged(cfg: ModelConfig, aux: Auxiliary) -> ModelConfig:
+  """The model as a stage trains it: while indexers warm up, they watch."""
+  if not isinstance(aux.indexer, Warmup):
+    return cfg
+  if not cfg.indexers:
+    raise ValueError('Warmup trains indexers, and no layer of the model has a TopK pattern')
+
+  def one(layer: Layer) -> Layer:
+    match layer.attention.pattern:
+      case TopK(indexer=indexer):
+        attention = dataclasses.replace(layer.attention, pattern=Watched(indexer))
+        return dataclasses.replace(layer, attention=attention)
+      case _:
+        return layer
+
+  layers, mtp = (tuple(map(one, x)) for x in (cfg.layers, cfg.mtp))
+  return dataclasses.replace(cfg, layers=layers, mtp=mtp)
 
 
 def denominators(batch: Batch, main: jax.Array, cfg: ModelConfig) -> Denominators:
   """Over the whole global batch; a batch without a counted token divides by one."""
   layers = sum(isinstance(l.mlp, MoE) for l in cfg.layers + cfg.mtp)
   counted = sequences(batch.inputs.segments_BL, batch.inputs.positions_BL) * layers
-  return Denominators(*(jnp.maximum(x, 1) for x in (main, batch.weights_BL.sum(), counted)))
+  indexed = (batch.inputs.segments_BL > 0).sum() * cfg.indexers
+  return Denominators(
+    *(jnp.maximum(x, 1) for x in (main, batch.weights_BL.sum(), counted, indexed))
+  )
 
 
 def run(
@@ -117,6 +171,9 @@ def auxiliary(
     loads_nE = jnp.concatenate([l.reshape(-1, l.shape[-1]) for l in out.load.values()])
     spread = loads_nE.max(-1) / jnp.maximum(loads_nE.mean(-1), 1)
     metrics['load_max_over_mean'] = (spread.sum(), jnp.float32(spread.size))
+  if cfg.indexers:
+    total += aux.indexer.weight * out.index.total / d.index
+    metrics['indexer_loss'] = tuple(out.index)
   return total, metrics
 
 

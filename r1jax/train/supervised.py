@@ -6,6 +6,7 @@ lines, then longer ones under YaRN, over one optimizer and one schedule.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from r1jax.optim.optimizer import AdamW
 from r1jax.tasks.task import Task
 from r1jax.tokenizers.tokenizer import Tokenizer
 from r1jax.train import forward
+from r1jax.train.forward import INDEXERS, Warmup
 from r1jax.train.step import Aux
 
 
@@ -39,6 +41,7 @@ class SFT:
 
   def __post_init__(self):
     _check_split(self)
+    _check_warmup(self.optimizer, [self.auxiliary])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Pretrain:
       raise ValueError('pretraining needs at least one phase')
     if any(p.auxiliary.length for p in self.phases):
       raise ValueError('text is cut at lines: its length cannot be fitted; leave auxiliary.length')
+    _check_warmup(self.optimizer, [p.auxiliary for p in self.phases])
 
   @property
   def steps(self) -> int:
@@ -102,6 +106,7 @@ def segments(stage: SFT | Pretrain, model: ModelConfig) -> tuple[Segment, ...]:
     cfg = model if isinstance(stage, SFT) else extended(model, phase.yarn)
     shape = Shape(phase.lines, phase.length, depths)
     last = first + phase.steps
+    cfg = forward.staged(cfg, phase.auxiliary)
     found.append(Segment(first, last, shape, phase.microbatches, phase.auxiliary, cfg))
     first = last
   return tuple(found)
@@ -145,7 +150,11 @@ def loss(
   """The whole objective on one part of a batch; `fill` is the share of it that is not padding."""
   out, scored = forward.run(params, cfg, batch, Sampling(), None, auxiliary.detach_mtp)
   total, weight = sft.cross_entropy(scored.logp, batch.weights_BL)
-  beside, metrics = forward.auxiliary(params, cfg, batch, out, auxiliary, d)
+  warmup, load = isinstance(auxiliary.indexer, Warmup), out.load
+  if warmup:  # nothing else has a gradient, and no router's bias moves
+    beside, metrics, load = out.index.total / d.index, {'indexer_loss': tuple(out.index)}, {}
+  else:
+    beside, metrics = forward.auxiliary(params, cfg, batch, out, auxiliary, d)
   entropy = (scored.entropy * batch.weights_BL).sum()
   filled = (batch.inputs.segments_BL > 0).sum().astype(total.dtype)
   metrics |= {
@@ -153,7 +162,7 @@ def loss(
     'entropy': (entropy, weight),
     'fill': (filled, filled * 0 + batch.weights_BL.size),
   }
-  return total / d.main + beside, Aux(metrics, out.load)
+  return beside if warmup else total / d.main + beside, Aux(metrics, load)
 
 
 def denominators(batch: Batch, cfg: ModelConfig) -> forward.Denominators:
@@ -164,3 +173,14 @@ def denominators(batch: Batch, cfg: ModelConfig) -> forward.Denominators:
 def _check_split(phase: SFT | Phase) -> None:
   if phase.lines % phase.microbatches:
     raise ValueError(f'{phase.lines} lines do not split into {phase.microbatches} microbatches')
+
+
+def _check_warmup(optimizer: AdamW, auxiliaries: Sequence[forward.Auxiliary]) -> None:
+  warmups = [isinstance(a.indexer, Warmup) for a in auxiliaries]
+  if any(warmups) and not all(warmups):
+    raise ValueError('phases with and without Warmup share no optimizer; make them two stages')
+  if any(warmups) and optimizer.only != INDEXERS:
+    raise ValueError(
+      f'Warmup trains indexers alone, and its optimizer has only={optimizer.only!r}; '
+      f'expected only={INDEXERS!r}'
+    )

@@ -60,8 +60,6 @@ SEGMENTS = np.ones((B, L), 'i4')
 SEGMENTS[0, 4:] = 0
 is_adapted = lambda w: isinstance(w, Adapted)
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def boxed(cfg):
   return place.abstract(Transformer(cfg), dummy_inputs(cfg))

@@ -87,11 +87,6 @@ def trl_grpo(loss_type, mask=MASK, level='token', beta=0.04, delta=None, cap=Non
   return loss.item(), logits.grad.numpy()
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quickly(quick_compilation):
-  return quick_compilation
-
-
 def our_grpo(cfg, mask=MASK):
   """Our loss, its gradient in the logits, and our metrics."""
 

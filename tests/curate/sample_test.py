@@ -17,11 +17,6 @@ TOK = ByteTokenizer()
 EXAMPLES = [Example(str(i), f'{i} + {i}') for i in range(5)]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(quick_compilation):
-  """Compiling dominates these tests."""
-
-
 @pytest.fixture(scope='module')
 def engine(cfg):
   return Engine(cfg, TOK.stops)

@@ -15,11 +15,6 @@ from tests.engine.mixed import LENGTHS, LIMIT, MIXED, SAMPLING, STOPS, WIDTH
 SPEC = Paged(slots=4, page=8, chunk=8, burst=4)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(quick_compilation):
-  """Compiling dominates these tests."""
-
-
 @pytest.fixture(scope='module')
 def params():
   return mixed.params()

@@ -9,6 +9,7 @@ import pytest
 from r1jax.engine import burst
 from r1jax.engine.sampling import Drawn
 from r1jax.kernels.logprob.truncate import FILLER
+from r1jax.model.types import Choices
 from tests.engine.mixed import MIXED
 
 SPARSE = dataclasses.replace(MIXED, layers=MIXED.layers[:1])
@@ -27,7 +28,7 @@ def test_rounds_of_any_length_leave_their_tokens_without_holes(seed):
     tokens_BL, experts = rng.integers(1, 99, (B, L)), rng.integers(1, 9, (1, B, L, 2))
     sets = np.stack([tokens_BL, tokens_BL + 1], -1)
     drawn = Drawn(tokens_BL.reshape(-1), tokens_BL.reshape(-1) / 2, sets.reshape(-1, 2))
-    out = burst.written(out, r, jnp.asarray(taken_BL), drawn, ((experts,),))
+    out = burst.written(out, r, jnp.asarray(taken_BL), drawn, ((Choices(experts),),))
     taken_BC.append(taken_BL)
     for b, n in enumerate(n_B):
       lists[b] += [(t, *e) for t, e in zip(tokens_BL[b, :n], experts[0, b, :n].tolist())]
@@ -40,5 +41,5 @@ def test_rounds_of_any_length_leave_their_tokens_without_holes(seed):
     assert out.logp_BN[b, :n].tolist() == [t / 2 for t in tokens]
     assert out.support_BNK[b, :n].tolist() == [[t, t + 1] for t in tokens]
     assert (out.support_BNK[b, n:] == FILLER).all()
-    assert out.routes[0][0][0, b, :n].tolist() == [e for _, *e in x]
-    assert not out.routes[0][0][0, b, n:].any()
+    assert out.routes[0][0].experts[0, b, :n].tolist() == [e for _, *e in x]
+    assert not out.routes[0][0].experts[0, b, n:].any()

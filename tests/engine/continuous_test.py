@@ -20,11 +20,6 @@ from tests.engine import mixed
 from tests.engine.mixed import LENGTHS, LIMIT, MIXED, SAMPLING, STOPS, requests
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(quick_compilation):
-  """Compiling dominates these tests."""
-
-
 @pytest.fixture(scope='module')
 def params():
   return mixed.params()
@@ -78,7 +73,10 @@ ENGINES = {
 
 @pytest.mark.parametrize(
   ('expected', 'how'),
-  [*((SAMPLING, name) for name in ENGINES), (Sampling(0.0), 'roomy')],
+  [
+    *((SAMPLING, name) for name in ENGINES),
+    pytest.param(Sampling(0.0), 'roomy', marks=pytest.mark.slow),
+  ],
   indirect=['expected'],
 )
 def test_contract_04_every_completion_is_the_static_engines(params, expected, how):

@@ -14,8 +14,6 @@ from r1jax.engine import ngram
 from r1jax.engine.drafts import Modules, NGram, choose_rows, lookup
 from r1jax.engine.sampling import RequestSampling, controls, sample_rows, tally
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 ROOM = 24
 TEXTS = st.lists(st.lists(st.integers(0, 3), max_size=ROOM), min_size=3, max_size=3)
 LOOKUP = jax.jit(lookup, static_argnums=(2, 3))

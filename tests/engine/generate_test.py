@@ -32,9 +32,6 @@ PROMPTS = np.random.default_rng(0).integers(0, 32, (B, P)).astype(np.int32)
 GREEDY = Sampling(temperature=0.0)
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 @pytest.fixture(scope='module')
 def params():
   return place.init(Transformer(CFG), jax.random.key(0), None, dummy_inputs(CFG))
@@ -74,8 +71,10 @@ def test_greedy_is_the_argmax_of_full_forward_passes(params, endless):
     here = np.asarray(logp[b, n - 1 : n - 1 + LIMIT])
     assert made.tokens_BT[b].tolist() == here.argmax(-1).tolist()
     np.testing.assert_allclose(made.logp_BT[b], here.max(-1), atol=1e-5)
-    routes = np.asarray(made.routes[1][0])[:, b, : n + LIMIT - 1]
-    np.testing.assert_array_equal(routes, np.asarray(out.routes[1][0])[:, b, : n + LIMIT - 1])
+    routes = np.asarray(made.routes[1][0].experts)[:, b, : n + LIMIT - 1]
+    np.testing.assert_array_equal(
+      routes, np.asarray(out.routes[1][0].experts)[:, b, : n + LIMIT - 1]
+    )
   assert made.length_B.tolist() == [LIMIT] * B and not made.stopped_B.any()
 
 
@@ -137,7 +136,7 @@ def test_generation_ends_when_all_rows_have(params):
   made = jax.device_get(engine(params, PROMPTS, LENGTHS, keys(range(B)), Sampling(), 3 * LIMIT))
   longest = made.length_B.max()
   assert made.stopped_B.all() and 1 < longest < 3 * LIMIT
-  routes = made.routes[1][0][0]
+  routes = made.routes[1][0].experts[0]
   for b, n in enumerate(LENGTHS):
     assert not routes[b, max(n + longest - 1, P) :].any()
     assert routes[b, n + longest - 2].any()

@@ -33,8 +33,6 @@ B, P, LIMIT = 6, 5, 11
 LENGTHS = np.array([5, 2, 4, 1, 3, 3], np.int32)
 PROMPTS = np.random.default_rng(0).integers(0, V, (B, P)).astype(np.int32)
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def params():
@@ -71,9 +69,9 @@ def test_contract_04_coupled_rounds_give_what_plain_generation_does(
   np.testing.assert_allclose(samples.logp_BT, plain.logp_BT, atol=1e-4)
   for b in range(B):
     known = LENGTHS[b] + plain.length_B[b] - 1
-    routes = (x.routes[0][0][:, b] for x in (samples, plain))
+    routes = (x.routes[0][0].experts[:, b] for x in (samples, plain))
     np.testing.assert_array_equal(*(r[:, :known] for r in routes))
-    assert not samples.routes[0][0][:, b, known:].any()
+    assert not samples.routes[0][0].experts[:, b, known:].any()
   if stops == (V,):
     assert (plain.length_B == LIMIT).all() and not plain.stopped_B.any()
   else:

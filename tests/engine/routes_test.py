@@ -3,6 +3,7 @@
 import numpy as np
 
 from r1jax.engine.routes import Routes, places
+from r1jax.model.types import Choices
 from tests.engine.mixed import MIXED
 
 
@@ -13,7 +14,7 @@ def test_positions_lie_in_the_pages_of_their_table():
 
 def test_what_is_put_is_found_by_place_and_dense_blocks_have_none():
   routes = Routes(MIXED, 8)
-  new = ((np.arange(1, 13).reshape(1, 2, 3, 2),), (None,))
+  new = ((Choices(np.arange(1, 13).reshape(1, 2, 3, 2)),), (Choices(),))
   routes.put(np.array([6, 1]), new, 1)
   ((found,), (dense,)) = routes.take(np.array([1, 6, 0]))
-  assert found.tolist() == [[[9, 10], [7, 8], [0, 0]]] and dense is None
+  assert found.experts.tolist() == [[[9, 10], [7, 8], [0, 0]]] and dense == Choices()

@@ -28,9 +28,6 @@ TEXT = np.random.default_rng(0).integers(0, CFG.vocab, (8, 60))
 ROWS = [TEXT[i % 8, :n].tolist() for i, n in enumerate((2, 60, 17, 18, 1, 9, 33, 40, 25, 26, 3))]
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 @pytest.fixture(scope='module')
 def params():
   return place.init(Transformer(CFG), jax.random.key(0), None, dummy_inputs(CFG))

@@ -32,8 +32,6 @@ from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.model.types import Place
 from r1jax.sharding import place as places
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 V, N = 4, 5000
 KEYS = prng.fold_rows(jax.random.key(3), np.arange(N))
 ACCEPTED = jax.jit(accept)

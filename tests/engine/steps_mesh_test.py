@@ -55,8 +55,6 @@ MOVES = re.compile(
   r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\('
 )
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def params(quick_compilation):

@@ -44,9 +44,6 @@ CHAT = (
 GREEDY = Sampling(temperature=0.0)
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 @pytest.fixture(scope='module')
 def tokenizer_json(tmp_path_factory):
   """Bytes and a few merges."""

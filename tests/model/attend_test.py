@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.model import attend
+from r1jax.model import attend, indexer
 from r1jax.model import cache as caches
 from r1jax.model.config import (
   GQA,
@@ -19,10 +19,12 @@ from r1jax.model.config import (
   Full,
   Gate,
   Hybrid,
+  Indexer,
   KeyScores,
   KeyTokens,
   Layer,
   ModelConfig,
+  TopK,
   Union,
   Window,
 )
@@ -40,7 +42,7 @@ GATE = RNG.random((B, T, N)).astype('f4')
 POSITIONS = np.int32([[*range(15), *range(7)], [*range(18), *[0] * 4]])
 SEGMENTS = np.int32([[1] * 15 + [2] * 7, [1] * 18 + [0] * 4])
 KEYS = KeyTokens(0.25, first=1)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 MIXES = (Union(), Fixed(0.7, 0.3), Gate())
 
 
@@ -114,6 +116,7 @@ PATTERNS = {
   'union': Hybrid(W, KEYS),
   'fixed, few slots': Hybrid(W, KeyTokens(0.5, slots=2), Fixed()),
   'gate and scores': Hybrid(W, KeyScores(0.4), Gate()),
+  'top-k': TopK(5, Indexer(3, 6, 4)),
 }
 TOKENS = RNG.integers(0, 16, (B, T)).astype('i4')
 WHOLE = np.broadcast_to(np.arange(T, dtype='i4'), (B, T)), np.ones((B, T), 'i4')
@@ -134,17 +137,19 @@ def programs(name):
   return cfg, params, step
 
 
-@pytest.mark.parametrize('kind', ['dense', 'pages', 'int8'])
-@pytest.mark.parametrize('name', PATTERNS)
+@pytest.mark.parametrize(
+  ('name', 'kind'),
+  [*((name, 'pages') for name in PATTERNS), ('top-k', 'dense'), ('gate and scores', 'int8')],
+)
 @hypothesis.settings(max_examples=4)
 @hypothesis.given(lengths=st.tuples(*[st.integers(1, 8)] * B))
 def test_contract_04_decoding_from_a_cache_equals_the_whole_sequence(name, kind, lengths):
   cfg, _, step = programs(name)
-  want_BTD = np.asarray(step(Inputs(TOKENS, *WHOLE))[0])
+  want_BTD = step(Inputs(TOKENS, *WHOLE))[0]
   table_BT = None if kind == 'dense' else np.arange(B * 6, dtype='i4').reshape(B, 6)
   cache = caches.empty(cfg, B, T) if kind == 'dense' else None
   cache = cache or caches.paged(cfg, B * 6, 4, 'int8' if kind == 'int8' else None)
-  at_B, got_BTD = np.zeros(B, 'i4'), np.full_like(want_BTD, np.nan)
+  at_B, got_BTD = np.zeros(B, 'i4'), np.full(want_BTD.shape, np.nan)
   counts_B, width = np.int32(lengths), 8
   while (at_B < T).any():
     counts_B = np.minimum(counts_B, T - at_B)
@@ -176,7 +181,7 @@ def test_every_weight_has_a_gradient_and_none_is_nan(name):
 
   def loss(params):
     out = Transformer(cfg).apply({'params': params}, Inputs(TOKENS, POSITIONS, SEGMENTS))
-    return jnp.sum(jnp.sin(out.x_BLD) * (SEGMENTS > 0)[..., None])
+    return jnp.sum(jnp.sin(out.x_BLD) * (SEGMENTS > 0)[..., None]) + out.index.total
 
   for path, grad in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
     assert np.isfinite(grad).all()
@@ -184,12 +189,13 @@ def test_every_weight_has_a_gradient_and_none_is_nan(name):
       assert np.abs(grad).max() > 0, path
 
 
-@pytest.mark.parametrize('name', ['union', 'gate and scores'])
+@pytest.mark.parametrize('name', ['union', 'gate and scores', 'top-k'])
 def test_a_mesh_gives_what_one_device_gives(name, monkeypatch):
   cfg, params, step = programs(name)
   inputs = Inputs(TOKENS, POSITIONS, SEGMENTS)
   want = step(inputs)[0]
-  monkeypatch.setattr(attend, 'FEW', 0)
+  for module in (attend, indexer):
+    monkeypatch.setattr(module, 'FEW', 0)
   with jax.set_mesh(meshes.make(meshes.Mesh(data=2, fsdp=1, context=2, tensor=2))):
     run = jax.jit(lambda params: Transformer(cfg).apply({'params': params}, inputs).x_BLD)
     np.testing.assert_allclose(run(params), want, rtol=1e-5, atol=1e-5)

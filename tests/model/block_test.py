@@ -12,7 +12,7 @@ from r1jax.model.gqa import GroupedQueryAttention
 from r1jax.model.mla import LatentAttention
 from r1jax.model.moe import MixtureOfExperts
 from r1jax.model.primitives import SwiGLU
-from r1jax.model.types import LayerIn, Place
+from r1jax.model.types import Choices, LayerIn, Place
 
 L, D, EPS = 3, 8, 0.1
 X = np.random.default_rng(0).normal(size=(1, L, D)).astype('f4')
@@ -48,18 +48,18 @@ def test_a_block_adds_attention_then_the_feed_forward(attention, attend, mlp):
   h = norm(x, p['mlp_scale'])
   if mlp is DENSE:
     want = x + apply(SwiGLU(mlp), 'mlp', h)
-    assert (out.routes_BLA, out.load_E, out.balance, out.cache) == (None,) * 4
+    assert (out.routes.experts, out.load_E, out.balance, out.cache) == (None,) * 4
   else:
     y, made = apply(MixtureOfExperts(mlp), 'mlp', h, PLACE, None)
     want = x + y
-    np.testing.assert_array_equal(out.routes_BLA, made.routes_BLA)
+    np.testing.assert_array_equal(out.routes.experts, made.routes.experts)
     np.testing.assert_array_equal(out.load_E, made.load_E)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_given_routes_are_taken():
   block, routes = Block(Layer(GROUPED, EXPERTS, EPS)), jnp.array([[[0, 1], [2, 3], [3, 0]]])
-  given = LayerIn(routes_BLA=routes)
+  given = LayerIn(routes=Choices(routes))
   _, out = jax.jit(block.apply)({'params': drawn(block)}, X, PLACE, given)
-  np.testing.assert_array_equal(out.routes_BLA, routes)
+  np.testing.assert_array_equal(out.routes.experts, routes)
   np.testing.assert_array_equal(out.load_E, [2, 1, 1, 2])

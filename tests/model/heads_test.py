@@ -16,11 +16,6 @@ LAYER = Layer(GQA(2, 1, 8, std=0.3), Dense(16, std=0.3))
 CFG = ModelConfig(30, 16, (LAYER,), mtp=(LAYER,), std=0.5, remat='none')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(quick_compilation):
-  """Compiling dominates these tests."""
-
-
 @pytest.fixture(scope='module')
 def params():
   head = place.init(Scalar(ScalarConfig(16, 0.5)), jax.random.key(1), None, np.zeros((1, 1, 16)))

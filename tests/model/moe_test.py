@@ -64,7 +64,7 @@ def test_equals_a_loop_over_tokens_and_experts(params, done):
   for b, l in np.ndindex(B, L):
     if SEGMENTS[b, l]:
       ids = np.argsort(-(s[b, l] + p['router']['bias']))[:A]
-      np.testing.assert_array_equal(out.routes_BLA[b, l], ids)
+      np.testing.assert_array_equal(out.routes.experts[b, l], ids)
       for e in ids:
         gate = 2.5 * s[b, l, e] / s[b, l, ids].sum()
         want[b, l] += gate * silu_glu(X[b, l], p['gate'][e], p['up'][e], p['down'][e])
@@ -121,7 +121,7 @@ def test_sharded_equals_unsharded(params, done, mesh):
   with jax.set_mesh(make(mesh)):
     (loss, (y, out)), (grads, d_x) = jax.jit(run)(params, X, SEGMENTS)
   (want_loss, (want_y, want_out)), (want_grads, want_d_x) = done
-  np.testing.assert_array_equal(out.routes_BLA, want_out.routes_BLA)
+  np.testing.assert_array_equal(out.routes.experts, want_out.routes.experts)
   np.testing.assert_array_equal(out.load_E, want_out.load_E)
   pairs = ((loss, y, grads, d_x), (want_loss, want_y, want_grads, want_d_x))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *pairs)
@@ -143,7 +143,7 @@ def test_adapted_experts_sharded_and_not_equal_merged_ones(params):
   merged = jax.tree.map(dense, low, is_leaf=lambda w: isinstance(w, Adapted))
   (want_loss, (want_y, want_out)), (want_grads, want_d_x) = RUN(merged, X, SEGMENTS)
   (loss, (y, out)), (grads, d_x) = RUN(low, X, SEGMENTS)
-  np.testing.assert_array_equal(out.routes_BLA, want_out.routes_BLA)
+  np.testing.assert_array_equal(out.routes.experts, want_out.routes.experts)
   for got, want in ((loss, want_loss), (y, want_y), (d_x, want_d_x)):
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
   for name in ('gate', 'up', 'down'):

@@ -40,7 +40,6 @@ TOKENS = RNG.integers(0, CFG.vocab, (B, T)).astype('i4')
 X = RNG.normal(size=(B, T, D)).astype('f4')
 WHOLE = np.broadcast_to(np.arange(T, dtype='i4'), (B, T)), np.ones((B, T), 'i4')
 CUTS = st.lists(st.tuples(*[st.integers(0, L)] * B), max_size=5)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def poisoned(cfg, *args):

@@ -8,7 +8,7 @@ import numpy as np
 from r1jax.model import stack
 from r1jax.model.cache import KVCache
 from r1jax.model.config import GQA, Dense, Layer, MoE, Run
-from r1jax.model.types import Place
+from r1jax.model.types import Choices, Place
 
 B, L, M, D = 1, 3, 4, 4
 RUN = Run((Layer(GQA(1, 1, 4), Dense(4)), Layer(GQA(1, 1, 2), MoE(4, experts=4, active=2))), 3)
@@ -25,7 +25,7 @@ class Model(nn.Module):
 
 
 def test_weights_caches_and_routes_are_stacked_by_layer():
-  init = jax.jit(lambda key: Model().init_with_output(key, X, CACHE, (None, ROUTES)))
+  init = jax.jit(lambda key: Model().init_with_output(key, X, CACHE, (None, Choices(ROUTES))))
   (y_BLD, caches, outs), boxed = init(jax.random.key(0))
   up = boxed['params']['run0']['block0']['mlp']['up']
   assert up.names == ('layers', 'embed', 'ffw')
@@ -37,7 +37,7 @@ def test_weights_caches_and_routes_are_stacked_by_layer():
     assert (np.abs(leaf_nBMKH[:, :, :L]).max((1, 2, 3, 4)) > 0).all()
     np.testing.assert_array_equal(leaf_nBMKH[:, :, L:], np.zeros_like(leaf_nBMKH[:, :, L:]))
   assert [out.cache for out in outs] == [None, None]
-  assert outs[0].routes_BLA is None
-  np.testing.assert_array_equal(outs[1].routes_BLA, ROUTES)
+  assert outs[0].routes.experts is None
+  np.testing.assert_array_equal(outs[1].routes.experts, ROUTES)
   counts = [np.bincount(layer.ravel(), minlength=4) for layer in np.asarray(ROUTES)]
   np.testing.assert_array_equal(outs[1].load_E, counts)

@@ -133,7 +133,9 @@ def test_the_scan_is_the_blocks_one_by_one(params, done):
 
 def test_a_stack_hands_on_what_its_layers_give(done):
   out, _ = done
-  assert [[r if r is None else r.shape for r in run] for run in out.routes] == [
+  assert [
+    [r.experts if r.experts is None else r.experts.shape for r in run] for run in out.routes
+  ] == [
     [None],
     [(2, 4, L, 2), (2, 4, L, 2)],
   ]

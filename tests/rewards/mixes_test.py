@@ -164,7 +164,7 @@ UNITS = {
 @pytest.mark.parametrize('part', PARTS)
 @pytest.mark.parametrize('unit', UNITS)
 def test_a_megabyte_takes_linear_time(part, unit):
-  """Under 0.2 s, in the best of five on a shared core; a quadratic rule would take hours."""
+  """Under 2 s, in the best of five on a shared core; a quadratic rule would take hours."""
   long = (UNITS[unit] * 10**6)[: 10**6]
 
   def seconds():
@@ -172,4 +172,4 @@ def test_a_megabyte_takes_linear_time(part, unit):
     PARTS[part](long)
     return time.process_time() - start
 
-  assert any(seconds() < 0.2 for _ in range(5))
+  assert any(seconds() < 2 for _ in range(5))

@@ -21,11 +21,6 @@ CFG = ModelConfig(
 ROWS = [list(np.random.default_rng(n).integers(1, 30, n)) for n in (3, 20, 16, 1, 17, 9)]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(quick_compilation):
-  """Compiling dominates these tests."""
-
-
 @pytest.fixture(scope='module')
 def params():
   head = place.init(Scalar(ScalarConfig(16, 0.5)), jax.random.key(1), None, np.zeros((1, 1, 16)))

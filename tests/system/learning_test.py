@@ -8,7 +8,6 @@ import random
 import string
 
 import numpy as np
-import pytest
 
 from r1jax.algos.grpo import GRPO
 from r1jax.data.mix import Mixture, Part
@@ -38,9 +37,6 @@ from r1jax.train.telemetry import Timers
 LAYER = Layer(GQA(heads=2, kv_heads=1, head=16, std=0.1), Dense(64, std=0.1))
 CFG = ModelConfig(265, 32, (LAYER,) * 2, tied=True, std=0.1, remat='none')
 LETTERS = 'abcd'
-
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def make(seed):

@@ -53,11 +53,6 @@ LIMITS = Limits(prompt=13, completion=12)
 SMOOTH = AdamW(Constant(1e-2), eps=1e-2)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly(quick_compilation):
-  """Compiling dominates these tests."""
-
-
 @pytest.fixture(scope='module')
 def one_device():
   """Runs as on a machine with one device, among the eight of the tests."""

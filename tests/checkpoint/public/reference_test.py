@@ -191,7 +191,7 @@ def forward(cfg, params):
 def experts(out, cfg):
   """The ids that we chose, by layer number."""
   places = tree.places([(len(run.period), run.repeats) for run in runs(cfg.layers)])
-  routes = {n: out.routes[i][j] for n, (i, j, _) in enumerate(places)}
+  routes = {n: out.routes[i][j].experts for n, (i, j, _) in enumerate(places)}
   return {
     n: np.asarray(routes[n][r]) for n, (_, _, r) in enumerate(places) if routes[n] is not None
   }
