@@ -13,6 +13,7 @@ from r1jax.tokenizers.make import Byte, TokenizerSpec
 from r1jax.tokenizers.make import make as make_tokenizer
 from r1jax.tokenizers.properties import key_tokens
 from r1jax.train.distillation import Distillation
+from r1jax.train.forward import Warmup
 from r1jax.train.ppo import separate
 from r1jax.train.preferences import Preference
 from r1jax.train.rl import RL
@@ -83,6 +84,9 @@ class Experiment:
         f'stage {needy[0]} needs a task, config.task is none; only Pretrain does not'
       )
 
+    for stage in self.stages:
+      if not isinstance(stage, SFT | Pretrain) and isinstance(stage.auxiliary.indexer, Warmup):
+        raise ValueError(f'stage {stage.name}: indexers warm up in SFT and Pretrain alone')
     if self.lora and self.init is None:
       raise ValueError('lora adapts trained weights: name their checkpoint by config.init')
     if self.lora and any(isinstance(s, RL) and separate(s.algorithm) for s in self.stages):

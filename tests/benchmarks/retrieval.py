@@ -29,7 +29,7 @@ from r1jax.data import batch as batches
 from r1jax.data.batch import Row
 from r1jax.data.stream import Stream
 from r1jax.eval import curves
-from r1jax.model.config import Full, Hybrid, KeyTokens, ModelConfig, Window
+from r1jax.model.config import Full, Hybrid, Indexer, KeyTokens, ModelConfig, TopK, Window
 from r1jax.model.transformer import Transformer, dummy_inputs, head
 from r1jax.optim import optimizer as optim
 from r1jax.tasks import make as tasks
@@ -47,7 +47,8 @@ WINDOW = 32
 BEHIND = 2  # tokens from the end of the question to the 'k' at which the answer must be known
 # A fact has four tokens, of which one, ';', is a key token: a share of 0.3 holds them all.
 HYBRID = Hybrid(WINDOW, KeyTokens(share=0.3))
-PATTERNS = (('full', Full()), ('window', Window(WINDOW)), ('hybrid', HYBRID))
+TOP_K = TopK(WINDOW, Indexer(heads=4, head=16, rope=8))
+PATTERNS = (('full', Full()), ('window', Window(WINDOW)), ('hybrid', HYBRID), ('top_k', TOP_K))
 HELD_OUT = 1024
 
 
@@ -154,8 +155,9 @@ def main() -> None:
   draw(found, reach, args.png)
   bar('full_attention_far', far.get('full'), '≥', 95, '%')
   bar('window_far', far.get('window'), '≤', 20, '%')
-  behind = far['full'] - far['hybrid'] if {'full', 'hybrid'} <= far.keys() else None
-  bar('hybrid_far_behind_full', behind, '≤', 2, ' points')
+  for name in ('hybrid', 'top_k'):
+    behind = far['full'] - far[name] if {'full', name} <= far.keys() else None
+    bar(f'{name}_far_behind_full', behind, '≤', 2, ' points')
 
 
 if __name__ == '__main__':
