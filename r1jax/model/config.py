@@ -5,6 +5,7 @@ from the input (embed) are not repeated here.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 
@@ -299,6 +300,13 @@ class ModelConfig:
   def indexers(self) -> int:
     """How many layers have an indexer."""
     return sum(isinstance(p, TopK | Watched) for p in self.patterns)
+
+
+def with_attention(cfg: ModelConfig, change: Callable[[MLA | GQA], MLA | GQA]) -> ModelConfig:
+  """The model with each layer's attention changed, those of the prediction depths too."""
+  one = lambda layer: dataclasses.replace(layer, attention=change(layer.attention))
+  layers, mtp = tuple(map(one, cfg.layers)), tuple(map(one, cfg.mtp))
+  return dataclasses.replace(cfg, layers=layers, mtp=mtp)
 
 
 @dataclasses.dataclass(frozen=True)

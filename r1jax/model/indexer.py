@@ -58,7 +58,7 @@ class LightningIndexer(nn.Module):
     q_BLJI = matmul('BLR,RNH->BLNH', q_in_BLR, w('q', (R, J, I), (q_name, None, None)))
     k_BLI = matmul('BLD,DR->BLR', x_BLD, w('k', (D, I), ('embed', None)))
     bias_I = w('k_bias', (I,), (None,), nn.initializers.zeros)
-    k_BLI = layer_norm(k_BLI, norm_scale(self, 'k_scale', I), bias_I, self.cfg.eps)
+    k_BLI = layer_norm(k_BLI, norm_scale(self, 'k_scale', I), bias_I)
     w_BLJ = matmul('BLD,DN->BLN', x_BLD, w('weight', (D, J), ('embed', None)))
     return Marks(turn(q_BLJI), turn(k_BLI[:, :, None])[:, :, 0], w_BLJ * (J * I) ** -0.5)
 
@@ -70,7 +70,7 @@ def _turned(cfg: MLA | GQA, place: Place, x_BLJI: jax.Array) -> jax.Array:
   return jnp.concatenate([turned, x_BLJI[..., indexer.rope :]], -1)
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-6) -> jax.Array:
   """Zero mean and unit variance over the last axis, in fp32."""
   x32 = x.astype(jnp.float32)
   x32 -= x32.mean(-1, keepdims=True)

@@ -1,12 +1,26 @@
 """Named models: `tiny_*` train on two CPU cores, the others are public ones.
 
-R1 and its students: `deepseek_v3` (arXiv 2412.19437), `qwen_1b5` … `qwen_32b`, `llama_8b`,
-`llama_70b` (2501.12948), `deepseek_v2_lite` (2405.04434), `smollm2_135m`. Each equals what
-r1jax.bin.convert makes of its config.json, initial spread and dtype apart; the tests hold qwen_7b,
-qwen_14b, qwen_32b and llama_70b by their numbers of parameters alone.
+R1 and its students: `deepseek_v3` (arXiv 2412.19437), `deepseek_v32` (2512.02556), `qwen_1b5` …
+`qwen_32b`, `llama_8b`, `llama_70b` (2501.12948), `deepseek_v2_lite` (2405.04434), `smollm2_135m`.
+Each equals what r1jax.bin.convert makes of its config.json, initial spread and dtype apart; the
+tests hold qwen_7b, qwen_14b, qwen_32b and llama_70b by their numbers of parameters alone.
 """
 
-from r1jax.model.config import GQA, MLA, Dense, Layer, Llama3, ModelConfig, MoE, Rope, Yarn
+import dataclasses
+
+from r1jax.model.config import (
+  GQA,
+  MLA,
+  Dense,
+  Layer,
+  Llama3,
+  ModelConfig,
+  MoE,
+  Rope,
+  TopK,
+  Yarn,
+  with_attention,
+)
 
 TINY_VOCAB = 265  # bytes and special tokens (tokenizers/byte.py)
 
@@ -55,6 +69,11 @@ def deepseek_v3() -> ModelConfig:
     mtp=(Layer(mla, moe),),
     dtype='bfloat16',
   )
+
+
+def deepseek_v32() -> ModelConfig:
+  """V3 whose tokens attend to the 2,048 that a lightning indexer chooses (arXiv 2512.02556)."""
+  return with_attention(deepseek_v3(), lambda a: dataclasses.replace(a, pattern=TopK()))
 
 
 def deepseek_v2_lite() -> ModelConfig:

@@ -19,7 +19,7 @@ from r1jax.data.batch import Batch, sequences
 from r1jax.kernels.logprob import LogProbs, logprobs
 from r1jax.kernels.logprob.truncate import Sampling
 from r1jax.model import transformer
-from r1jax.model.config import Layer, ModelConfig, MoE, TopK, Watched
+from r1jax.model.config import GQA, MLA, ModelConfig, MoE, TopK, Watched, with_attention
 from r1jax.model.heads import Scalar, ScalarConfig
 from r1jax.model.transformer import Output, Transformer
 
@@ -90,16 +90,12 @@ def staged(cfg: ModelConfig, aux: Auxiliary) -> ModelConfig:
   if not cfg.indexers:
     raise ValueError('Warmup trains indexers, and no layer of the model has a TopK pattern')
 
-  def one(layer: Layer) -> Layer:
-    match layer.attention.pattern:
-      case TopK(indexer=indexer):
-        attention = dataclasses.replace(layer.attention, pattern=Watched(indexer))
-        return dataclasses.replace(layer, attention=attention)
-      case _:
-        return layer
+  def one(attention: MLA | GQA) -> MLA | GQA:
+    if not isinstance(attention.pattern, TopK):
+      return attention
+    return dataclasses.replace(attention, pattern=Watched(attention.pattern.indexer))
 
-  layers, mtp = (tuple(map(one, x)) for x in (cfg.layers, cfg.mtp))
-  return dataclasses.replace(cfg, layers=layers, mtp=mtp)
+  return with_attention(cfg, one)
 
 
 def denominators(batch: Batch, main: jax.Array, cfg: ModelConfig) -> Denominators:

@@ -31,6 +31,13 @@ def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active():
   assert cfg.layers[0].mlp == Dense(18_432)
 
 
+def test_deepseek_v32_is_v3_with_an_indexer_in_every_layer():
+  more = set(sizes(presets.deepseek_v32()).items()) - set(sizes(presets.deepseek_v3()).items())
+  assert all('/attention/indexer/' in path for path, _ in more)
+  layer = 1536 * 64 * 128 + 7168 * 128 + 2 * 128 + 7168 * 64  # queries, key, its norm, weights
+  assert sum(n for _, n in more) == 62 * layer
+
+
 def test_deepseek_v3_keeps_576_numbers_a_token_and_layer():
   attention = presets.deepseek_v3().layers[0].attention
   assert attention.kv_latent + attention.rope == 576

@@ -12,7 +12,7 @@ from r1jax.checkpoint.public.families import Public
 from r1jax.checkpoint.public.options import Options
 from r1jax.core import config
 from r1jax.core.errors import UserError, no_such
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, Window
+from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, TopK, Window
 
 OTHER = 'export another architecture, or a model whose layers one of them has'
 
@@ -21,6 +21,8 @@ def architecture(cfg: ModelConfig) -> str:
   """The public architecture that has these layers."""
   experts = next((l.mlp for l in cfg.layers if isinstance(l.mlp, MoE)), None)
   match cfg.layers[0].attention, experts:
+    case MLA(pattern=TopK()), _:
+      return 'DeepseekV32ForCausalLM'
     case MLA(), MoE(score='softmax'):
       return 'DeepseekV2ForCausalLM'
     case MLA(), _:
@@ -67,6 +69,7 @@ def check(cfg: ModelConfig, kind: str) -> None:
 
 MODEL_TYPES = {
   'DeepseekV3ForCausalLM': 'deepseek_v3',
+  'DeepseekV32ForCausalLM': 'deepseek_v32',
   'DeepseekV2ForCausalLM': 'deepseek_v2',
   'LlamaForCausalLM': 'llama',
   'MistralForCausalLM': 'mistral',
@@ -109,27 +112,44 @@ def latent(cfg: ModelConfig, kind: str) -> dict[str, Any]:
   method = 'noaux_tc'
   if kind == 'DeepseekV2ForCausalLM':
     method = 'group_limited_greedy' if m.groups > 1 else 'greedy'
-  return rotary.write(a.rotary, latent=True) | {
-    'attention_bias': False,
-    'num_key_value_heads': a.heads,
-    'qk_nope_head_dim': a.nope,
-    'qk_rope_head_dim': a.rope,
-    'v_head_dim': a.value,
-    'kv_lora_rank': a.kv_latent,
-    'q_lora_rank': a.q_latent,
-    'moe_intermediate_size': m.ffw,
-    'n_routed_experts': m.experts,
-    'num_experts_per_tok': m.active,
-    'n_shared_experts': m.shared,
-    'n_group': m.groups,
-    'topk_group': m.active_groups,
-    'norm_topk_prob': m.gates == 'normalized',
-    'routed_scaling_factor': m.scale,
-    'scoring_func': m.score,
-    'topk_method': method,
-    'first_k_dense_replace': sum(isinstance(l.mlp, Dense) for l in cfg.layers),
-    'moe_layer_freq': 1,
-    'num_nextn_predict_layers': len(cfg.mtp),
+  indexed = indexing(cfg) if kind == 'DeepseekV32ForCausalLM' else {}
+  return (
+    rotary.write(a.rotary, latent=True)
+    | indexed
+    | {
+      'attention_bias': False,
+      'num_key_value_heads': a.heads,
+      'qk_nope_head_dim': a.nope,
+      'qk_rope_head_dim': a.rope,
+      'v_head_dim': a.value,
+      'kv_lora_rank': a.kv_latent,
+      'q_lora_rank': a.q_latent,
+      'moe_intermediate_size': m.ffw,
+      'n_routed_experts': m.experts,
+      'num_experts_per_tok': m.active,
+      'n_shared_experts': m.shared,
+      'n_group': m.groups,
+      'topk_group': m.active_groups,
+      'norm_topk_prob': m.gates == 'normalized',
+      'routed_scaling_factor': m.scale,
+      'scoring_func': m.score,
+      'topk_method': method,
+      'first_k_dense_replace': sum(isinstance(l.mlp, Dense) for l in cfg.layers),
+      'moe_layer_freq': 1,
+      'num_nextn_predict_layers': len(cfg.mtp),
+    }
+  )
+
+
+def indexing(cfg: ModelConfig) -> dict[str, Any]:
+  """Keys of V3.2's indexers; their rotated width is the attention's."""
+  pattern = cfg.layers[0].attention.pattern
+  if not isinstance(pattern, TopK):
+    raise UserError(f'DeepseekV32ForCausalLM has TopK in every layer; this model has not: {OTHER}')
+  return {
+    'index_topk': pattern.keys,
+    'index_n_heads': pattern.indexer.heads,
+    'index_head_dim': pattern.indexer.head,
   }
 
 

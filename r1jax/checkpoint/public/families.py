@@ -1,6 +1,6 @@
 """Public architectures: config.json to ModelConfig and back.
 
-DeepSeek-V3 and R1, DeepSeek-V2, Llama 3, Mistral, Qwen 2 (2.5), Qwen 3 and Qwen 3 MoE. What is read
+DeepSeek-V3 and R1, V3.2, V2, Llama 3, Mistral, Qwen 2 (2.5), Qwen 3 and Qwen 3 MoE. What is read
 from an architecture's config.json is in one function here, and `describe` is the way back. Where
 public implementations differ, DeepSeek's reference inference code is followed (model/router.py,
 model/rope.py).
@@ -12,9 +12,10 @@ from typing import Any
 from r1jax.checkpoint.public import rotary
 from r1jax.checkpoint.public.options import Options, choose
 from r1jax.core.errors import UserError
-from r1jax.model.config import GQA, MLA, Dense, Full, Layer, ModelConfig, MoE, Window
+from r1jax.model.config import GQA, MLA, Dense, Full, Indexer, Layer, ModelConfig, MoE, TopK, Window
 
-ROUTER_BIAS = 'DeepseekV3ForCausalLM'  # the one architecture whose checkpoints hold it
+# The architectures whose checkpoints hold the router's selection bias.
+ROUTER_BIAS = ('DeepseekV3ForCausalLM', 'DeepseekV32ForCausalLM')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Public:
   @property
   def router_bias(self) -> bool:
     """Whether the router's selection bias is among the tensors."""
-    return self.architecture == ROUTER_BIAS
+    return self.architecture in ROUTER_BIAS
 
 
 def parse(options: Options) -> Public:
@@ -135,6 +136,24 @@ def deepseek_v3(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]
     'scale': options.take('routed_scaling_factor', float),
   }
   return deepseek(options, moe)
+
+
+def deepseek_v32(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+  """V3.2: V3 whose layers all have an indexer."""
+  options.must('layer_types', ['indexed_attention'] * options.take('num_hidden_layers'))
+  first = options.take('first_k_dense_replace', int, 0, least=0)
+  more = max(options.take('num_hidden_layers') - first, 0)
+  options.must('mlp_layer_types', ['dense'] * first + ['sparse'] * more)
+  indexer = Indexer(
+    heads=options.take('index_n_heads'),
+    head=options.take('index_head_dim'),
+    rope=options.take('qk_rope_head_dim'),
+  )
+  pattern = TopK(options.take('index_topk'), indexer)
+  make = lambda l: dataclasses.replace(
+    l, attention=dataclasses.replace(l.attention, pattern=pattern)
+  )
+  return tuple(tuple(map(make, layers)) for layers in deepseek_v3(options))
 
 
 def deepseek_v2(options: Options) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
@@ -248,6 +267,7 @@ def qwen3_moe(options: Options) -> tuple[tuple[Layer, ...], tuple]:
 
 READERS = {
   'DeepseekV3ForCausalLM': deepseek_v3,
+  'DeepseekV32ForCausalLM': deepseek_v32,
   'DeepseekV2ForCausalLM': deepseek_v2,
   'LlamaForCausalLM': llama,
   'MistralForCausalLM': mistral,

@@ -1,8 +1,8 @@
 """The tables of names: (ours, theirs, how it lies), one list for each kind of layer.
 
 Loading and saving read the same rows; a stacked leaf has one public tensor a layer, or a layer and
-expert ('{e}'). Names are those of the Hugging Face checkpoints of DeepSeek-V2, V3 and R1, Llama,
-Qwen 2, Qwen 3 and Mistral; GGUF's are derived from them (gguf_names.py).
+expert ('{e}'). Names are those of the Hugging Face checkpoints of DeepSeek-V2, V3, R1 and V3.2,
+Llama, Qwen 2, Qwen 3 and Mistral; GGUF's are derived from them (gguf_names.py).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from r1jax.checkpoint.public.layout import Layout
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, runs
+from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, MoE, TopK, runs
 
 
 class Row(NamedTuple):
@@ -118,9 +118,22 @@ def latent(c: MLA) -> list[Row]:
     return [*rows, Row('attention/q_up', 'self_attn.q_proj.weight', '(N H) D -> D N H')]
   return [
     *rows,
+    *(indexer() if isinstance(c.pattern, TopK) else ()),
     Row('attention/q_down', 'self_attn.q_a_proj.weight', 'S D -> D S'),
     Row('attention/q_scale', 'self_attn.q_a_layernorm.weight', 'S -> S'),
     Row('attention/q_up', 'self_attn.q_b_proj.weight', '(N H) S -> S N H'),
+  ]
+
+
+def indexer() -> list[Row]:
+  """Of V3.2, whose indexer takes its queries from the query latent."""
+  ours, theirs = 'attention/indexer', 'self_attn.indexer'
+  return [
+    Row(f'{ours}/q', f'{theirs}.wq_b.weight', '(T I) S -> S T I'),
+    Row(f'{ours}/k', f'{theirs}.wk.weight', 'I D -> D I'),
+    Row(f'{ours}/k_scale', f'{theirs}.k_norm.weight', 'I -> I'),
+    Row(f'{ours}/k_bias', f'{theirs}.k_norm.bias', 'I -> I'),
+    Row(f'{ours}/weight', f'{theirs}.weights_proj.weight', 'T D -> D T'),
   ]
 
 
@@ -167,6 +180,8 @@ def sizes(spec: Layer, embed: int) -> tuple[tuple[str, int], ...]:
     case MLA():
       found |= {'N': c.heads, 'H': c.nope + c.rope, 'U': c.value, 'C': c.nope + c.value}
       found |= {'R': c.kv_latent, 'Q': c.kv_latent + c.rope, 'S': c.q_latent or 0}
+      if isinstance(c.pattern, TopK):
+        found |= {'T': c.pattern.indexer.heads, 'I': c.pattern.indexer.head}
     case GQA():
       found |= {'N': c.heads, 'K': c.kv_heads, 'H': c.head}
   found['F'] = spec.mlp.ffw

@@ -35,6 +35,8 @@ DEEPSEEK = {
   'v_head_dim': 12,
   'num_nextn_predict_layers': 0,
 }
+# Many heads: with few, keys whose products are all negative tie at 0, and ties go either way.
+INDEXED = {'index_topk': 6, 'index_n_heads': 24, 'index_head_dim': 20}
 YARN = {
   'rope_type': 'yarn',
   'rope_theta': 10_000.0,
@@ -62,6 +64,7 @@ PUBLISHED = {
   'v3 no query latent': ('deepseek_v3', DEEPSEEK | {'q_lora_rank': None}),
   'v3 halves': ('deepseek_v3', DEEPSEEK | {'rope_interleave': False}),
   'v3 raw gates': ('deepseek_v3', DEEPSEEK | {'norm_topk_prob': False, 'n_shared_experts': 1}),
+  'v3.2': ('deepseek_v32', DEEPSEEK | INDEXED | {'rope_parameters': LATENT_YARN, **LONG}),
   'v2': (
     'deepseek_v2',
     V2 | {'topk_method': 'group_limited_greedy', 'routed_scaling_factor': 16.0},

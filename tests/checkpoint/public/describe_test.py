@@ -15,9 +15,19 @@ from r1jax.checkpoint.public.options import Options, load
 from r1jax.core.errors import UserError
 from r1jax.model import presets
 from r1jax.model.config import GQA, Dense, Layer, Llama3, ModelConfig, MoE, Rope, Window, Yarn
+from tests.checkpoint.public.conftest import LATENT_YARN
 
 CONFIGS = sorted((pathlib.Path(__file__).parent / 'configs').glob('*.json'))
-KINDS = ('DeepseekV3', 'DeepseekV2', 'Llama', 'Mistral', 'Qwen2', 'Qwen3', 'Qwen3Moe')
+KINDS = [
+  'DeepseekV3',
+  'DeepseekV32',
+  'DeepseekV2',
+  'Llama',
+  'Mistral',
+  'Qwen2',
+  'Qwen3',
+  'Qwen3Moe',
+]
 
 
 def parse(data):
@@ -27,6 +37,22 @@ def parse(data):
 @pytest.fixture(name='file', params=CONFIGS, ids=lambda file: file.stem)
 def _file(request):
   return request.param
+
+
+def test_v32_has_the_options_that_transformers_publishes():
+  config = transformers.DeepseekV32Config(dtype='bfloat16', first_k_dense_replace=3)
+  data = config.to_dict() | {
+    'architectures': ['DeepseekV32ForCausalLM'],
+    'rope_parameters': LATENT_YARN,
+  }
+  ours = dataclasses.replace(presets.deepseek_v32(), mtp=())
+  read = families.parse(Options(data, 'config.json'))
+  assert describe.reduced(read.model) == describe.reduced(ours) and read.router_bias
+  written = describe.describe(ours, 163_840, 'bfloat16')
+  told = [written[f'index_{name}'] for name in ('topk', 'n_heads', 'head_dim')]
+  assert told == [2048, 64, 128]
+  with pytest.raises(UserError, match='layer_types'):
+    families.parse(Options(data | {'layer_types': ['full_attention'] * 61}, 'config.json'))
 
 
 def test_a_published_model_comes_back(file):
