@@ -3,10 +3,11 @@
 import flax.linen as nn
 import jax
 
-from r1jax.model.config import GQA, MLA, Dense, Layer, MoE
+from r1jax.model.config import GQA, MLA, Blocks, Dense, Layer, MoE
 from r1jax.model.gqa import GroupedQueryAttention
 from r1jax.model.mla import LatentAttention
 from r1jax.model.moe import MixtureOfExperts
+from r1jax.model.nsa import NativelySparseAttention
 from r1jax.model.primitives import SwiGLU, norm_scale, rms_norm
 from r1jax.model.types import LayerIn, LayerOut, Place
 from r1jax.sharding.rules import constrain
@@ -24,6 +25,10 @@ class Block(nn.Module):
     match c.attention:
       case MLA():
         y_BLD, cache = LatentAttention(c.attention, name='attention')(h_BLD, place, given.cache)
+      case GQA(pattern=Blocks()):
+        y_BLD, cache = NativelySparseAttention(c.attention, name='attention')(
+          h_BLD, place, given.cache
+        )
       case GQA():
         y_BLD, cache = GroupedQueryAttention(c.attention, name='attention')(
           h_BLD, place, given.cache
