@@ -29,8 +29,10 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from r1jax.core.qarray import Weight
+from r1jax.kernels.attention import attention
 from r1jax.kernels.attention.blocks import banded_attention
 from r1jax.kernels.attention.lists import BEYOND, Band, Tokens
+from r1jax.kernels.attention.reference import sees
 from r1jax.kernels.matmul import matmul
 from r1jax.kernels.selected import selected_attention
 from r1jax.model import cache as caches
@@ -162,17 +164,21 @@ def branches(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """o_BLNH of the summaries, of the chosen blocks, of the window."""
   queries, pages, m = met
-  summed_BLNH, lse_BLN = banded_attention(q_BLNH, *m.summary, queries, m.ends, Band(), scale)
+  few = 1 < q_BLNH.shape[1] <= FEW and m.paged.index_BM.shape[1] <= 2 * FEW
+
+  def seen(pair: Pair, tokens: Tokens, band: Band) -> jax.Array:
+    if few:
+      return attention(q_BLNH, *pair, sees(queries, tokens, band), scale)
+    return banded_attention(q_BLNH, *pair, queries, tokens, band, scale)[0]
+
   ids_BLKT = selection.choose(
-    q_BLNH, m.summary[0], lse_BLN, queries, m.ends, pages, m.units_BU, pattern, scale
+    q_BLNH, m.summary[0], queries, m.ends, pages, m.units_BU, pattern, scale
   )
-  few = 1 < q_BLNH.shape[1] <= FEW and m.select[0].shape[1] <= 2 * FEW
-  name = 'reference' if few else None
   listed = ids_BLKT, pattern.select, queries, m.paged
+  name = 'reference' if few else None
   whole_BLNH, _ = selected_attention(q_BLNH, *m.select, *listed, scale, implementation=name)
-  near = Band(0, pattern.window)
-  near_BLNH, _ = banded_attention(q_BLNH, *m.window, queries, m.tokens, near, scale)
-  return summed_BLNH, whole_BLNH, near_BLNH
+  near_BLNH = seen(m.window, m.tokens, Band(0, pattern.window))
+  return seen(m.summary, m.ends, Band()), whole_BLNH, near_BLNH
 
 
 def of_batch(pairs: Pairs, place: Place, pattern: Blocks, summarize: Summarize) -> Met:

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from r1jax.kernels.attention.blocks import specs
-from r1jax.kernels.attention.lists import Tokens
+from r1jax.kernels.attention.lists import Band, Tokens
+from r1jax.kernels.attention.reference import masked_softmax, sees
 from r1jax.kernels.chunks import over_chunks
 from r1jax.kernels.platform import sums
 from r1jax.model.config import Blocks
@@ -90,7 +91,6 @@ def by_unit(starts_BC: jax.Array, laid: Layout, pattern: Blocks) -> jax.Array:
 def choose(
   q_BLNH: jax.Array,
   k_BCKH: jax.Array,
-  lse_BLN: jax.Array,
   queries: Tokens,
   summaries: Tokens,
   pages: Range,
@@ -99,51 +99,34 @@ def choose(
   scale: float,
   chunk: int = 128,
 ) -> jax.Array:
-  """ids_BLKT of the chosen pages, best first, then −1; without gradient.
+  """ids_BLKT of the chosen pages, best first, then −1; units_BU as by_unit has it. No gradient."""
 
-  lse_BLN: that of attention over the summaries. units_BU as by_unit has it.
-  """
-
-  def run(q, k, lse, queries, summaries, pages, units):
+  def run(q, k, queries, summaries, pages, units):
     def one(_: None, piece: tuple) -> tuple[None, jax.Array]:
-      q, lse, here, pages = piece
-      p_BLKC = probabilities(q, k, lse, here, summaries, scale)
+      q, here, pages = piece
+      p_BLKC = probabilities(q, k, here, summaries, scale)
       return None, best(scores(p_BLKC, units, pattern), pages, pattern)
 
-    return over_chunks(one, None, (q, lse, queries, pages), chunk)[1]
+    return over_chunks(one, None, (q, queries, pages), chunk)[1]
 
-  q_BLNH, k_BCKH, lse_BLN = jax.lax.stop_gradient((q_BLNH, k_BCKH, lse_BLN))
-  told = q_BLNH, k_BCKH, lse_BLN, queries, summaries, pages, units_BU
+  q_BLNH, k_BCKH = jax.lax.stop_gradient((q_BLNH, k_BCKH))
+  told = q_BLNH, k_BCKH, queries, summaries, pages, units_BU
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return run(*told)
   q, k, q_tokens, k_tokens = specs(q_BLNH, k_BCKH, mesh)
   rows = jax.P(*q[:2])
-  split = q, k, jax.P(*q[:3]), q_tokens, k_tokens, Range(rows, rows), jax.P(q[0], None)
+  split = q, k, q_tokens, k_tokens, Range(rows, rows), jax.P(q[0], None)
   return jax.shard_map(run, in_specs=split, out_specs=jax.P(*q[:2], k[2], None))(*told)
 
 
 def probabilities(
-  q_BLNH: jax.Array,
-  k_BCKH: jax.Array,
-  lse_BLN: jax.Array,
-  queries: Tokens,
-  summaries: Tokens,
-  scale: float,
+  q_BLNH: jax.Array, k_BCKH: jax.Array, queries: Tokens, summaries: Tokens, scale: float
 ) -> jax.Array:
   """p_BLKC of the summaries that end at the query or before, summed over the heads of a group."""
-  grouped = lambda x: rearrange(x, 'B L (K G) ... -> B L K G ...', K=k_BCKH.shape[2])
-  s_BLKGC = scale * jnp.einsum(
-    'BLKGH,BCKH->BLKGC', grouped(q_BLNH), k_BCKH, preferred_element_type=sums(q_BLNH)
-  )
-  own = lambda x_BL: x_BL[:, :, None]
-  seen_BLC = own(queries.segments_BM) == summaries.segments_BM[:, None]
-  seen_BLC &= (summaries.segments_BM > 0)[:, None]
-  seen_BLC &= summaries.index_BM[:, None] <= own(queries.index_BM)
-  seen_BL11C = seen_BLC[:, :, None, None]
-  # Where nothing is seen lse is −inf, and the difference no number.
-  s_BLKGC = jnp.where(seen_BL11C, s_BLKGC - grouped(lse_BLN)[..., None], -jnp.inf)
-  return jnp.exp(s_BLKGC).sum(3)
+  q_BLKGH = rearrange(q_BLNH, 'B L (K G) H -> B L K G H', K=k_BCKH.shape[2])
+  s_BLKGC = jnp.einsum('BLKGH,BCKH->BLKGC', q_BLKGH, k_BCKH, preferred_element_type=sums(q_BLNH))
+  return masked_softmax(scale * s_BLKGC, sees(queries, summaries, Band())[:, :, None, None]).sum(3)
 
 
 def scores(p_BLKC: jax.Array, units_BU: jax.Array, pattern: Blocks) -> jax.Array:

@@ -61,9 +61,8 @@ def begins(lengths, pattern):
 
 
 def by_hand(q_LNH, k_CKH, lengths, pattern):
-  """(score of each block of the segment, where it begins) by query and kv head; lse_LN."""
+  """(score of each block of the segment, where it begins) by query and kv head."""
   found, at, starts = {}, 0, begins(lengths, pattern)
-  lse_LN = np.full((L, K * G), -np.inf, 'f4')
   d, l, size = pattern.stride, pattern.compress, pattern.select
   for n in lengths:
     slots = [c for c, start in enumerate(starts) if at <= start < at + n]
@@ -73,7 +72,6 @@ def by_hand(q_LNH, k_CKH, lengths, pattern):
       for head in range(kv * G, (kv + 1) * G):
         e = np.exp(np.float64(k_CKH[seen, kv]) @ q_LNH[at + t, head] * 0.5)
         p_1C[1 : len(seen) + 1] += e / e.sum()
-        lse_LN[at + t, head] = np.log(e.sum()) if seen else -np.inf
       score = [
         sum(
           p_1C[max(size // d * j - m - other, 0)]
@@ -84,11 +82,11 @@ def by_hand(q_LNH, k_CKH, lengths, pattern):
       ]
       found[at + t, kv] = score, at
     at += n
-  return found, lse_LN
+  return found
 
 
 @functools.partial(jax.jit, static_argnames=('pattern', 'chunk'))
-def chosen(q_BLNH, k_BCKH, lse_BLN, positions_BL, segments_BL, pattern, chunk):
+def chosen(q_BLNH, k_BCKH, positions_BL, segments_BL, pattern, chunk):
   """Ids of the pages, and where tokens lie."""
   index_BL = jnp.arange(L, dtype=jnp.int32)[None]
   starts_BC = selection.starts(positions_BL, segments_BL, pattern)
@@ -98,7 +96,7 @@ def chosen(q_BLNH, k_BCKH, lse_BLN, positions_BL, segments_BL, pattern, chunk):
   first_BL = (laid.place_BL - positions_BL) // pattern.select
   pages = selection.Range(first_BL, laid.place_BL // pattern.select)
   units_BU = selection.by_unit(starts_BC, laid, pattern)
-  told = q_BLNH, k_BCKH, lse_BLN, Tokens(index_BL, segments_BL), ends, pages, units_BU
+  told = q_BLNH, k_BCKH, Tokens(index_BL, segments_BL), ends, pages, units_BU
   return selection.choose(*told, pattern, 0.5, chunk), laid.place_BL
 
 
@@ -109,8 +107,8 @@ def test_the_choice_is_the_best_of_the_paper_s_scores(pattern, lengths, seed, ch
   rng = np.random.default_rng(seed)
   C = max((L - pattern.compress) // pattern.stride + 1, 1)
   q_LNH, k_CKH = (rng.normal(size=s).astype('f4') for s in ((L, K * G, H), (C, K, H)))
-  scores, lse_LN = by_hand(q_LNH, k_CKH, lengths, pattern)
-  told = (x[None] for x in (q_LNH, k_CKH, lse_LN))
+  scores = by_hand(q_LNH, k_CKH, lengths, pattern)
+  told = (x[None] for x in (q_LNH, k_CKH))
   ids_BLKT, place_BL = chosen(*told, *row(lengths), pattern=pattern, chunk=chunk)
   place_L = np.asarray(place_BL[0])
   for (t, kv), (score, at) in scores.items():
