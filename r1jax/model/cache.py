@@ -32,6 +32,9 @@ devices. Over `tensor` the heads of keys and values are split; latents, which ev
 on every device.
 """
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +46,8 @@ from r1jax.core.errors import UserError
 from r1jax.model.config import (
   GQA,
   MLA,
+  Blocks,
+  Full,
   Hybrid,
   ModelConfig,
   Pattern,
@@ -109,6 +114,19 @@ Entries = LatentCache | KVCache
 Cache = Entries | Pages | Ring
 
 
+class Blocked(NamedTuple):
+  """GQA with Blocks (nsa.py): of each branch the tokens' keys and values, and summaries.
+
+  raw: what is summed up, neither normed nor rotated. strides: at place m / stride the summary of
+  the block whose last token is m; pages of it are as many times smaller, of the same table.
+  """
+
+  raw: 'KVCache | Pages'
+  select: 'KVCache | Pages'
+  window: 'KVCache | Pages'
+  strides: 'KVCache | Pages'
+
+
 class Held(NamedTuple):
   """One layer's memory, without the layer axis, in the activations' dtype.
 
@@ -119,11 +137,14 @@ class Held(NamedTuple):
   positions_BM: jax.Array | None = None
 
 
-def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Entries, ...], ...]:
+def empty(cfg: ModelConfig, batch: int, length: int) -> tuple[tuple[Entries | Blocked, ...], ...]:
   """Zeros for every run and block: cache[run][block]."""
 
-  def one(spec: MLA | GQA, n: int) -> Entries:
+  def one(spec: MLA | GQA, n: int, length: int = length) -> Entries | Blocked:
     zeros = lambda *shape: jnp.zeros((n, batch, length, *shape), cfg.dtype)
+    if isinstance(spec.pattern, Blocks):
+      plain = functools.partial(one, dataclasses.replace(spec, pattern=Full()), n)
+      return Blocked(plain(), plain(), plain(), plain(-(-length // spec.pattern.stride)))
     marks = (width and zeros(width) for width in marked(spec.pattern))
     match spec:
       case MLA():
@@ -152,7 +173,7 @@ def paged(
   dtype: Stored | None = None,
   slots: int = 0,
   ring: int = 0,
-) -> tuple[tuple[Pages | Ring, ...], ...]:
+) -> tuple[tuple[Pages | Ring | Blocked, ...], ...]:
   """Zeros, like `empty`: `pages` of `size` positions, in the activations' dtype if None is given.
 
   ring: with R > 0, layers with a window keep the last R positions for each of `slots` instead.
@@ -169,7 +190,15 @@ def paged(
       return Int8(jnp.zeros((*lead, shape[-1]), dtype), jnp.zeros(lead, jnp.bfloat16))
     return jnp.zeros((*lead, shape[-1]), dtype)
 
-  def one(spec: MLA | GQA, n: int) -> Pages | Ring:
+  def one(spec: MLA | GQA, n: int, size: int = size) -> Pages | Ring | Blocked:
+    if isinstance(spec.pattern, Blocks):
+      if size % (stride := spec.pattern.stride):
+        raise UserError(
+          f'pages of {size} positions under Blocks with stride={stride}; a page holds whole '
+          'strides: choose a multiple of it'
+        )
+      plain = functools.partial(one, dataclasses.replace(spec, pattern=Full()), n)
+      return Blocked(plain(), plain(), plain(), plain(size // stride))
     rings = ring > 0 and isinstance(spec, GQA) and isinstance(spec.pattern, Window)
     kind, lead = (Ring, (n, slots, ring)) if rings else (Pages, (n, pages, size))
     return kind(tuple(tuple(zeros(lead, s) for s in a) for a in _shapes(spec, dtype == 'int8')))
@@ -215,9 +244,11 @@ def _specs(cache: Pages | Ring, mesh: jax.sharding.Mesh | jax.sharding.AbstractM
 
 
 def bytes_a_token(cfg: ModelConfig, dtype: Stored | None = None) -> int:
-  """Of a position in pages, over all layers, scales included."""
-  leaves = jax.tree.leaves(jax.eval_shape(lambda: paged(cfg, 1, 1, dtype)))
-  return sum(x.size * x.dtype.itemsize for x in leaves)
+  """Of a position in pages, over all layers, scales included; rounded up."""
+  patterns = [layer.attention.pattern for layer in cfg.layers]
+  size = math.lcm(*(p.stride for p in patterns if isinstance(p, Blocks)))
+  leaves = jax.tree.leaves(jax.eval_shape(lambda: paged(cfg, 1, size, dtype)))
+  return -(-sum(x.size * x.dtype.itemsize for x in leaves) // size)
 
 
 def write(

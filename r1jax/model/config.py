@@ -171,7 +171,38 @@ class Watched:
   indexer: Indexer = Indexer()
 
 
-Pattern = Full | Window | Hybrid | TopK | Watched
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """Three branches with keys of their own and a learned gate each (NSA); on GQA only.
+
+  Summaries of blocks of `compress` tokens, one every `stride`; `selected` blocks of `select` tokens
+  whole: a sequence's `first`, the last `local` and those whose summaries weigh most; the last
+  `window` tokens. Blocks are counted from the start of a sequence.
+  """
+
+  compress: int = 32
+  stride: int = 16
+  select: int = 64
+  selected: int = 16
+  first: int = 1
+  local: int = 2
+  window: int = 512
+
+  def __post_init__(self):
+    Window(self.window)
+    if self.stride < 1 or min(self.first, self.local) < 0:
+      raise ValueError(f'stride of 1 or more, first and local of 0 or more expected: {self}')
+    for name in ('compress', 'select'):
+      if (size := getattr(self, name)) < 1 or size % self.stride:
+        raise ValueError(f'{name}={size} must be a multiple of stride={self.stride}')
+    if self.selected < (least := max(self.first + self.local, 2)):
+      raise ValueError(
+        f'selected={self.selected} blocks; expected {least} at least: first={self.first} and '
+        f'local={self.local} are always among them, and never fewer than 2'
+      )
+
+
+Pattern = Full | Window | Hybrid | TopK | Watched | Blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +219,13 @@ class MLA:
   eps: float = 1e-6
   std: float = 0.006
   pattern: Pattern = Full()
+
+  def __post_init__(self):
+    if isinstance(self.pattern, Blocks):
+      raise ValueError(
+        'pattern=Blocks has keys and values of its own in each branch, MLA one latent for all; '
+        'use it on GQA, or on MLA the learned choice of single tokens, TopK'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

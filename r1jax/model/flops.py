@@ -5,7 +5,8 @@ shared and active experts (never the idle ones), router, and the head for the ma
 prediction depth. Attention scores and their weighted sum take 2·heads·(key + value width) more for
 each position that the token sees; causal, so a segment of n tokens sees n(n+1)/2 in all, through a
 window of w at most w a token, with k keys by an indexer at most k, while the indexer itself scores
-all of them. Embedding lookups, norms, softmax and rotations are not counted.
+all of them; a summary (nsa.py) is a position, and is made once. Embedding lookups, norms, softmax
+and rotations are not counted.
 Backward is twice the forward, so
 
     training = 3 · (tokens · 2·matrices + Σ_layers visible · 2·heads·(key + value))
@@ -24,6 +25,7 @@ from collections.abc import Iterable
 from r1jax.model.config import (
   GQA,
   MLA,
+  Blocks,
   Dense,
   Full,
   Hybrid,
@@ -47,9 +49,11 @@ def forward_flops(cfg: ModelConfig, lengths: Iterable[int]) -> int:
   """Model flops of one forward pass over segments of these lengths, heads included."""
   lengths = [int(n) for n in lengths]  # Python's integers do not overflow
   layers = (*cfg.layers, *cfg.mtp)
-  made = sum(visible(a, n) * pair_width(a) for a in (x.attention for x in layers) for n in lengths)
-  scored = sum(pairs(Full(), n) for n in lengths) * sum(scoring_width(x.attention) for x in layers)
-  return 2 * (sum(lengths) * active_matrices(cfg) + made + scored)
+  one = lambda a, n: (
+    visible(a, n) * pair_width(a) + pairs(Full(), n) * scoring_width(a) + summaries(a, n)
+  )
+  made = sum(one(x.attention, n) for x in layers for n in lengths)
+  return 2 * (sum(lengths) * active_matrices(cfg) + made)
 
 
 def visible(cfg: MLA | GQA, length: int) -> int:
@@ -64,10 +68,27 @@ def pairs(pattern: Pattern, length: int) -> int:
     case Hybrid(window):
       far = sum(room(t, pattern) for t in range(window, length))
       return pairs(Window(window), length) + far
+    case Blocks(select=size, selected=most, window=window):
+      ended = sum(blocks(pattern, t + 1) for t in range(length))
+      whole = sum(min(t + 1, (most - 1) * size + t % size + 1) for t in range(length))
+      return ended + whole + pairs(Window(window), length)
     case Window(window) | TopK(keys=window) if window < length:
       return window * (window + 1) // 2 + (length - window) * window
     case _:
       return length * (length + 1) // 2
+
+
+def blocks(pattern: Blocks, length: int) -> int:
+  """How many blocks of a segment are summed up."""
+  return max((length - pattern.compress) // pattern.stride + 1, 0)
+
+
+def summaries(cfg: MLA | GQA, length: int) -> int:
+  """Products for the keys and values that sum up a segment's blocks."""
+  if not isinstance(cfg.pattern, Blocks):
+    return 0
+  one = (cfg.pattern.compress + 1) * cfg.head**2
+  return blocks(cfg.pattern, length) * 2 * cfg.kv_heads * one
 
 
 def active_matrices(cfg: ModelConfig) -> int:
@@ -86,6 +107,8 @@ def attention_matrices(embed: int, cfg: MLA | GQA) -> int:
   """Projections; those of MLA as in training, where keys and values are made from the latents."""
   own = indexer_matrices(embed, cfg)
   match cfg:
+    case GQA(pattern=Blocks()):
+      return embed * (cfg.head * (2 * cfg.heads + 3 * 2 * cfg.kv_heads) + 3 * cfg.heads)
     case GQA():
       return own + embed * cfg.head * 2 * (cfg.heads + cfg.kv_heads)
     case MLA():

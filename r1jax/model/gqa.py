@@ -22,6 +22,17 @@ from r1jax.model.rope import rotate, softmax_scale
 from r1jax.model.types import Kept, Place
 
 
+def projected(module: nn.Module, x_BLD: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
+  """Heads of queries, keys or values, x W (+ b), by weights of the module."""
+  c, w = module.cfg, functools.partial(weight, module)
+  w_DNH = w(name, (x_BLD.shape[-1], heads, c.head), ('embed', axis, 'head'))
+  y_BLNH = matmul('BLD,DNH->BLNH', x_BLD, w_DNH)
+  if c.bias:
+    bias_NH = w(f'{name}_bias', (heads, c.head), (axis, 'head'), nn.initializers.zeros)
+    y_BLNH = y_BLNH + bias_NH.astype(y_BLNH.dtype)
+  return y_BLNH
+
+
 class GroupedQueryAttention(nn.Module):
   """GQA over the batch itself, or over the cache when one is given."""
 
@@ -36,14 +47,7 @@ class GroupedQueryAttention(nn.Module):
     chosen_BLT: jax.Array | None = None,
   ) -> tuple[jax.Array, Kept]:
     c, D, w = self.cfg, x_BLD.shape[-1], functools.partial(weight, self)
-
-    def project(name: str, heads: int, axis: str) -> jax.Array:
-      y = matmul('BLD,DNH->BLNH', x_BLD, w(name, (D, heads, c.head), ('embed', axis, 'head')))
-      if c.bias:
-        bias = w(f'{name}_bias', (heads, c.head), (axis, 'head'), nn.initializers.zeros)
-        y = y + bias.astype(y.dtype)
-      return y
-
+    project = functools.partial(projected, self, x_BLD)
     q_BLNH, k_BLKH, v_BLKH = (
       project('q', c.heads, 'heads'),
       *(project(n, c.kv_heads, 'kv_heads') for n in 'kv'),

@@ -7,6 +7,8 @@ dense     every earlier key: on CPU block by block as `Full` runs (no L × L sco
 window    the last 64
 hybrid    the last 64 and at most 256 key tokens before them, chosen, gathered, attended and merged:
           all that a layer does beside its projections; on accelerators also shares of the positions
+blocks    natively sparse attention as published: summaries, 16 chosen blocks of 64, the last 512;
+          scores, choice, laying out and summing up included
 
 One row of 8 heads of 64 over 2 kv heads (accelerators: 32 over 8 of 128, bf16). Medians; patterns
 take turns at each length. The temporaries are those of the compiled forward and backward.
@@ -14,6 +16,7 @@ take turns at each length. The temporaries are those of the compiled forward and
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -27,8 +30,8 @@ from matplotlib.axes import Axes
 from r1jax.eval import curves
 from r1jax.kernels.attention.blocks import banded_attention
 from r1jax.kernels.attention.lists import Band, Tokens
-from r1jax.model import attend
-from r1jax.model.config import Hybrid, KeyTokens, Pattern, Window
+from r1jax.model import attend, nsa
+from r1jax.model.config import Blocks, Hybrid, KeyTokens, Pattern, Window
 from r1jax.model.keys import Marks
 from r1jax.model.types import Place
 from tests.benchmarks.bars import bar, machine
@@ -49,9 +52,10 @@ class Case:
   patterns: tuple[tuple[str, Pattern | None], ...]
 
 
-CPU = Case(8, 2, 64, 'float32', (('dense', None), ('window', Window(64)), ('hybrid', FEW)))
+PATTERNS = (('dense', None), ('window', Window(64)), ('hybrid', FEW), ('blocks', Blocks()))
+CPU = Case(8, 2, 64, 'float32', PATTERNS)
 WIDE = (('512 + 10 %', TENTH), ('64 + 2 %', FIFTIETH))
-ACCELERATOR = Case(32, 8, 128, 'bfloat16', (*CPU.patterns, *WIDE))
+ACCELERATOR = Case(32, 8, 128, 'bfloat16', (*PATTERNS, *WIDE))
 
 
 def operands(case: Case, length: int) -> tuple[tuple[jax.Array, ...], Place, Marks]:
@@ -70,6 +74,8 @@ def attention(pattern: Pattern | None, place: Place, marks: Marks) -> Callable:
 
   def run(q_BLNH: jax.Array, k_BLKH: jax.Array, v_BLKH: jax.Array) -> jax.Array:
     scale = q_BLNH.shape[-1] ** -0.5
+    if isinstance(pattern, Blocks):
+      return blocks(q_BLNH, nsa.Pair(k_BLKH, v_BLKH), place, pattern, scale)
     if pattern is not None:
       return attend.over_batch(q_BLNH, k_BLKH, v_BLKH, place, pattern, marks, scale)
     if jax.default_backend() == 'gpu':
@@ -79,6 +85,18 @@ def attention(pattern: Pattern | None, place: Place, marks: Marks) -> Callable:
     return banded_attention(q_BLNH, k_BLKH, v_BLKH, tokens, tokens, Band(), scale)[0]
 
   return run
+
+
+def blocks(
+  q_BLNH: jax.Array, pair: nsa.Pair, place: Place, pattern: Blocks, scale: float
+) -> jax.Array:
+  """The three branches over the same keys, with some weights to sum them up."""
+  Z, H = pattern.compress, q_BLNH.shape[-1]
+  shapes = (Z, H), (Z * H, H), (H, H)
+  phi = nsa.Phi(*(0.02 * jax.random.normal(jax.random.key(0), s) for s in shapes))
+  summarize = lambda raw, starts_BC, _: nsa.Pair(*(nsa.summed_up(x, starts_BC, phi) for x in raw))
+  met = nsa.of_batch(nsa.Pairs(pair, pair, pair), place, pattern, summarize)
+  return sum(nsa.branches(q_BLNH, met, pattern, scale))
 
 
 def programs(case: Case, length: int) -> dict[tuple[str, str], tuple[Any, tuple]]:
@@ -111,9 +129,9 @@ def draw(found: dict[int, dict[tuple[str, str], tuple[float, int]]], path: str) 
 
   def panel(what: str, title: str) -> Callable[[Axes], None]:
     def one(axes: Axes) -> None:
-      colours = (curves.BLACK, curves.VERMILLION, curves.BLUE, curves.GREEN)
+      colours = (curves.BLACK, curves.VERMILLION, curves.BLUE, curves.GREEN, curves.PURPLE)
       names = [name for name, kind in next(iter(found.values())) if kind == what]
-      for name, colour in zip(names, colours):
+      for name, colour in zip(names, itertools.cycle(colours)):
         times = [by[name, what][0] * 1e3 for by in found.values()]
         axes.loglog(list(found), times, 'o-', color=colour, label=name)
       axes.set(xlabel='tokens', ylabel='milliseconds', title=title)

@@ -14,6 +14,7 @@ from r1jax.model import cache as caches
 from r1jax.model.config import (
   GQA,
   MLA,
+  Blocks,
   Dense,
   Fixed,
   Full,
@@ -107,7 +108,9 @@ def test_long_rows_go_by_blocks_and_give_what_one_mask_gives(pattern, monkeypatc
 
 
 def model(pattern):
-  attention = (MLA(2, 4, 4, 6, 8, pattern=pattern, std=0.5), GQA(2, 1, 4, pattern=pattern, std=0.5))
+  attention = [GQA(2, 1, 4, pattern=pattern, std=0.5)]
+  if not isinstance(pattern, Blocks):
+    attention = [MLA(2, 4, 4, 6, 8, pattern=pattern, std=0.5), *attention]
   layers = tuple(Layer(a, Dense(8)) for a in attention) * 2
   return ModelConfig(16, 8, layers, key_ids=(1, 3, 4, 9, 12), std=0.5, remat='none')
 
@@ -117,6 +120,7 @@ PATTERNS = {
   'fixed, few slots': Hybrid(W, KeyTokens(0.5, slots=2), Fixed()),
   'gate and scores': Hybrid(W, KeyScores(0.4), Gate()),
   'top-k': TopK(5, Indexer(3, 6, 4)),
+  'blocks': Blocks(compress=4, stride=2, select=4, selected=3, first=1, local=1, window=W),
 }
 TOKENS = RNG.integers(0, 16, (B, T)).astype('i4')
 WHOLE = np.broadcast_to(np.arange(T, dtype='i4'), (B, T)), np.ones((B, T), 'i4')
@@ -189,7 +193,7 @@ def test_every_weight_has_a_gradient_and_none_is_nan(name):
       assert np.abs(grad).max() > 0, path
 
 
-@pytest.mark.parametrize('name', ['union', 'gate and scores', 'top-k'])
+@pytest.mark.parametrize('name', ['union', 'gate and scores', 'top-k', 'blocks'])
 def test_a_mesh_gives_what_one_device_gives(name, monkeypatch):
   cfg, params, step = programs(name)
   inputs = Inputs(TOKENS, POSITIONS, SEGMENTS)

@@ -15,8 +15,8 @@ from r1jax.core.errors import UserError
 from r1jax.engine.generate import decode
 from r1jax.model import cache as caches
 from r1jax.model import presets, transformer
-from r1jax.model.cache import KVCache, LatentCache
-from r1jax.model.config import GQA, MLA, Dense, Layer, ModelConfig, Window
+from r1jax.model.cache import Blocked, KVCache, LatentCache
+from r1jax.model.config import GQA, MLA, Blocks, Dense, Layer, ModelConfig, Window
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.model.types import Place
 from r1jax.sharding import mesh as meshes
@@ -119,6 +119,19 @@ def test_bytes_a_token(cfg, int8, wide, ratio):
   assert int8 <= ratio * wide
   in_pages = sum(x.nbytes for x in jax.tree.leaves(caches.empty(presets.tiny_r1(), 1, 1)))
   assert caches.bytes_a_token(presets.tiny_r1()) == in_pages
+
+
+def test_blocks_keep_three_branches_and_a_summary_every_stride():
+  pattern = Blocks(compress=8, stride=4, select=4, selected=3, window=3)
+  cfg = ModelConfig(8, 8, (Layer(GQA(2, 1, 6, pattern=pattern), Dense(8)),) * 2)
+  heads = lambda *lead: KVCache(*((2, *lead, 1, 6),) * 2)
+  shapes = jax.tree.map(jnp.shape, caches.empty(cfg, 3, 10)[0][0])
+  assert shapes == Blocked(*(heads(3, 10),) * 3, heads(3, 3))
+  pages = jax.eval_shape(lambda: caches.paged(cfg, 5, 8)[0][0])
+  assert [x.shape for x in jax.tree.leaves(pages)] == [(2, 5, 8, 1, 6)] * 6 + [(2, 5, 2, 1, 6)] * 2
+  assert caches.bytes_a_token(cfg) == 2 * 2 * 6 * 4 * (3 + 1 / 4)
+  with pytest.raises(UserError, match='pages of 6 positions under Blocks with stride=4'):
+    caches.paged(cfg, 5, 6)
 
 
 def test_what_cannot_be_is_refused():

@@ -4,7 +4,20 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from r1jax.model.config import GQA, MLA, Dense, Fixed, Layer, ModelConfig, MoE, Rope, Run, runs
+from r1jax.core import config
+from r1jax.model.config import (
+  GQA,
+  MLA,
+  Blocks,
+  Dense,
+  Fixed,
+  Layer,
+  ModelConfig,
+  MoE,
+  Rope,
+  Run,
+  runs,
+)
 
 GLOBAL = Layer(GQA(4, 2, 8), Dense(16))
 LOCAL = Layer(GQA(4, 2, 8, rotary=Rope(theta=5e5, interleaved=False)), Dense(16))
@@ -52,6 +65,13 @@ def test_runs_of(layers, want):
     (lambda: MoE(8, experts=8, active=2, groups=4, active_groups=0), 'active_groups be within'),
     (lambda: MoE(8, experts=8, active=5, groups=4, active_groups=2), 'active=5 .* do not fit'),
     (lambda: ModelConfig(8, 8, ()), 'at least one layer'),
+    (lambda: Blocks(compress=24), 'compress=24 must be a multiple of stride=16'),
+    (lambda: Blocks(select=72), 'select=72 must be a multiple of stride=16'),
+    (lambda: Blocks(selected=2), 'selected=2 blocks; expected 3 at least: first=1 and local=2'),
+    (lambda: Blocks(selected=1, first=0, local=1), 'never fewer than 2'),
+    (lambda: Blocks(stride=0), 'stride of 1 or more'),
+    (lambda: Blocks(window=0), 'window=0 was given'),
+    (lambda: MLA(4, 8, 8, 8, 16, pattern=Blocks()), 'use it on GQA, or on MLA .* TopK'),
   ],
 )
 def test_what_cannot_be_is_refused(make, message):
@@ -72,3 +92,15 @@ def test_fixed_weights_are_shares(window, keys):
 def test_key_ids_lie_in_the_vocabulary():
   with pytest.raises(ValueError, match='key_ids: 8 is not in the vocabulary of 8'):
     ModelConfig(8, 4, (GLOBAL,), key_ids=(3, 8))
+
+
+def test_blocks_from_the_command_line():
+  cfg = ModelConfig(8, 8, (GLOBAL, EXPERTS))
+  at = 'layers[*].attention.pattern'
+  # What holds together only in the end may come in any order.
+  given = [('type', 'Blocks'), ('compress', '4'), ('stride', '2'), ('select', '8'), ('window', '6')]
+  made = config.override_all(cfg, [(f'{at}.{name}', text) for name, text in given])
+  want = Blocks(compress=4, stride=2, select=8, window=6)
+  assert [layer.attention.pattern for layer in made.layers] == [want] * 2
+  with pytest.raises(ValueError, match='compress=4 must be a multiple of stride=16'):
+    config.override_all(cfg, [(f'{at}.{name}', text) for name, text in given[:2]])

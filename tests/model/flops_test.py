@@ -14,6 +14,7 @@ from r1jax.model import flops, presets, transformer
 from r1jax.model.config import (
   GQA,
   MLA,
+  Blocks,
   Dense,
   Hybrid,
   KeyTokens,
@@ -127,3 +128,25 @@ def test_a_hybrid_layer_sees_its_window_and_as_many_key_tokens_as_there_is_room_
   near = [min(t + 1, 3) for t in range(30)]
   far = [min(t // 4, 4) for t in range(3, 30)]
   assert flops.visible(GQA(2, 1, 4, pattern=pattern), 30) == sum(near) + sum(far)
+
+
+def test_a_layer_of_blocks_by_hand():
+  pattern = Blocks(compress=4, stride=2, select=4, selected=2, first=1, local=1, window=3)
+  attention = GQA(4, 2, 8, pattern=pattern)
+  # Eleven tokens: four blocks of summaries, which end at 3, 5, 7 and 9.
+  ended = [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+  whole = [1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7]
+  near = [1, 2, *[3] * 9]
+  assert flops.visible(attention, 11) == sum(ended) + sum(whole) + sum(near)
+  assert flops.summaries(attention, 11) == 4 * 2 * 2 * (4 * 8 * 8 + 8 * 8)
+  assert flops.summaries(attention, 3) == flops.summaries(GROUPED, 11) == 0
+  cfg = ModelConfig(10, 16, (Layer(attention, Dense(5)),))
+  of_blocks = lambda path: 'summary' in path and path.endswith(('in', 'out'))
+  per_token = sum(
+    math.prod(shape)
+    for path, shape in shapes(cfg).items()
+    if not path.endswith(('scale', 'bias')) and path != 'embedding' and not of_blocks(path)
+  )
+  assert flops.active_matrices(cfg) == per_token
+  pairs = flops.visible(attention, 11) * 2 * 4 * 8
+  assert flops.forward_flops(cfg, [11]) == 2 * (11 * per_token + pairs + 4 * 2 * 2 * 320)
