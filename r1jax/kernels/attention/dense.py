@@ -154,10 +154,11 @@ def splash(
   scale: float,
   soft_cap: float | None = None,
   interpret: bool = False,
+  size: int | None = None,
 ) -> jax.Array:
   """jax's splash attention on whole rows, under the lazy causal mask and segments."""
   L = q_BLNH.shape[1]
-  size = min(splash_size(L), -(-L // LANES) * LANES)
+  size = min(size or splash_size(L), -(-L // LANES) * LANES)
   more = -L % size
   pad = lambda x: jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
   first = lambda x: rearrange(pad(x), 'B L N H -> B N L H')
@@ -170,8 +171,13 @@ def splash(
 
 
 def splash_size(length: int) -> int:
-  """Positions in a block, measured or by the rule: of long rows fewer, for the tables' sake."""
-  return sizes.chunk(512 if length <= 2**16 else 1024, 'splash', length=length)
+  """Positions in a block: measured, or by the rule."""
+  return sizes.chunk(splash_rule(length), 'splash', length=length)
+
+
+def splash_rule(length: int) -> int:
+  """512; of long rows more, so that the tables stay small."""
+  return 512 if length <= 2**16 else 1024
 
 
 def causal(length: int, size: int, soft_cap: float | None, interpret: bool) -> Any:
