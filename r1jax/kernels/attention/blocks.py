@@ -77,6 +77,7 @@ def banded_attention(
   run = functools.partial(_padded, how, blocks)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
+    k_BMKH, v_BMKV = spread(N, mesh, k_BMKH, v_BMKV)
     q, k, q_tokens, k_tokens = specs(q_BLNH, k_BMKH, mesh)
     run = jax.shard_map(run, in_specs=(q, k, k, q_tokens, k_tokens), out_specs=(q, jax.P(*q[:3])))
   return run(q_BLNH, k_BMKH, v_BMKV, queries, keys)
@@ -175,6 +176,12 @@ def specs(
   q = jax.P(q[0], q[1], heads, None)
   tokens = lambda *axes: Tokens(jax.P(*axes), jax.P(*axes))
   return q, jax.P(q[0], None, heads, None), tokens(q[0], q[1]), tokens(q[0], None)
+
+
+def spread(N: int, mesh: jax.sharding.AbstractMesh, *by_kv_head: jax.Array) -> list[jax.Array]:
+  """[B, M, K, …], kv heads repeated if that splits them: then each device has one."""
+  copies = rules.kv_copies(N, by_kv_head[0].shape[2], mesh)
+  return [jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in by_kv_head]
 
 
 def _padded(

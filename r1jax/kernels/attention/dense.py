@@ -68,7 +68,9 @@ def dense_attention(
   """o_BLNV; padding gives 0. q's heads are a multiple of k's; `interpret` is splash's, for CPU."""
   blocks.check(q_BLNH, k_BLKH, v_BLKV, tokens, tokens)
   mesh = jax.sharding.get_abstract_mesh()
-  q, k, where, _ = blocks.specs(q_BLNH, k_BLKH, mesh) if not mesh.empty else (None,) * 4
+  if not mesh.empty:
+    k_BLKH, v_BLKV = blocks.spread(q_BLNH.shape[2], mesh, k_BLKH, v_BLKV)
+    q, k, where, _ = blocks.specs(q_BLNH, k_BLKH, mesh)
   split = not mesh.empty and rules.axis_size(q[1], dict(mesh.shape)) > 1
   widths = q_BLNH.shape[3], v_BLKV.shape[3]
   case = Case(q_BLNH.shape[1], *widths, str(q_BLNH.dtype), soft_cap, split)

@@ -109,8 +109,11 @@ def check(q_BLNH, k_BMKH, v_BMKV, ids_BLKT, size, queries, keys, value_width) ->
 
 def _on_shards(run, mesh, q, k, v, ids, queries, keys):
   """Each device its rows, queries and heads; keys that all heads share are on every device."""
+  copies, shared = rules.kv_copies(q.shape[2], k.shape[2], mesh), k.shape[2] == 1
+  if copies > 1 and not shared:
+    spread = lambda x: x if x is None or x.shape[2] == 1 else jnp.repeat(x, copies, axis=2)
+    k, v, ids = spread(k), spread(v), spread(ids)
   kv_heads = rules.fitting(k.shape, (None, None, 'kv_heads', None), mesh)[2]
-  shared = k.shape[2] == 1
   kv_heads = None if shared else kv_heads
   heads = 'heads' if shared or kv_heads else None
   of_q = rules.fitting(q.shape, ('batch', 'length', heads, None), mesh)

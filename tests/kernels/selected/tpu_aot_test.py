@@ -81,7 +81,9 @@ def test_the_forward_compiles_in_float32(case, chip):
   compiles(case, chip, 4096, jnp.float32)
 
 
-@pytest.mark.parametrize('case', ['MLA, 2048 tokens', 'GQA, 16 pages of 64'])
+@pytest.mark.parametrize(
+  'case', ['MLA, 2048 tokens', pytest.param('GQA, 16 pages of 64', marks=pytest.mark.slow)]
+)
 def test_memory_is_linear_in_the_length(case):
   device = chips('v5p')[0]
   run = CASES[case].forward
