@@ -101,7 +101,7 @@ def tuned(job: Job, rounds: int) -> Choice:
     programs = {found: stage.program(found)}
     for choice in stage.candidates(found):
       try:
-        programs.setdefault(choice, stage.program(choice))
+        programs[choice] = programs.get(choice) or stage.program(choice)
       except Exception as why:  # every compiler has its own way to say that sizes do not fit
         print(f'  {choice} left out: {str(why).splitlines()[0][:90]}')
     found = winner(found, [x for x in programs if x != found], seconds_of(programs), rounds)
@@ -170,7 +170,7 @@ def banded_job(name: str, band: Band, heads: Heads, length: int, dtype: str) -> 
     loss = lambda *qkv: run(*qkv).astype(jnp.float32).sum()
     return ready(jax.grad(loss, (0, 1, 2)) if both else run, *qkv)
 
-  least = 16 if name == 'xla' else 128
+  least = {'xla': 16, 'gpu': 64, 'tpu': 128}[name]
   passes = 2 if name == 'xla' else 3  # XLA's backward is one pass
   stages = (
     Stage(

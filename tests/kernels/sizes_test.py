@@ -60,4 +60,4 @@ def test_the_table_holds_sizes_that_kernels_take():
       assert all(isinstance(n, int) and n > 0 for n in found), (device, what)
       assert len(found) == (6 if what.startswith('attention/') else 1), (device, what)
       if what.startswith('attention/'):
-        assert all(n == sizes.bucket(n) for n in found), (device, what)
+        assert all(n == sizes.bucket(n) or n % 128 == 0 for n in found), (device, what)

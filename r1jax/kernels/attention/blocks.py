@@ -9,8 +9,9 @@ ds = p · (v doᵀ − (Σ do·o − dlse)).
 
 `xla` runs everywhere and is the default; `tpu` serves TPU v4 and later, `gpu` sm_90 (bfloat16 and
 float16, widths that are multiples of 64), both unasked once they have run on hardware. On a mesh
-rows and heads are split as sharding/rules.py has it, and queries over `context`, each with all
-keys: one all-gather of keys and values, one reduction of their gradients.
+rows and heads are split as sharding/rules.py has it (with fewer kv heads than devices, each has a
+copy of the one that its query heads share), and queries over `context`, each with all keys: one
+all-gather of keys and values, one reduction of their gradients.
 """
 
 import functools

@@ -87,7 +87,7 @@ def peaks(chip, heads, lengths, f, *more):
 def test_memory_grows_with_the_length_and_no_faster(chip, heads, f):
   at = (jax.ShapeDtypeStruct((1, KEYS), jnp.int32),) if f is hybrid else ()
   short, long = peaks(chip, heads, (8192, 131072), f, *at)
-  assert long < 18 * short
+  assert long < 20 * short  # 16 times the length; short arrays are partly kept out of HBM
   assert long < 4 * 131072**2  # fp32 scores of one head
 
 
