@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from r1jax.kernels.attention import attention
 from r1jax.kernels.attention.blocks import banded_attention, merge
+from r1jax.kernels.attention.dense import dense_attention
 from r1jax.kernels.attention.lists import Band, Tokens
 from r1jax.model import keys, masks
 from r1jax.model.cache import Held
@@ -52,7 +53,7 @@ def over_batch(
       mask_BLM = masks.within(place.positions_BL, place.segments_BL, pattern)
       return attention(q_BLNH, k_BLKH, v_BLKV, mask_BLM, scale)
     case Full() | Watched():
-      return banded(Band())[0]
+      return dense_attention(q_BLNH, k_BLKH, v_BLKV, here, scale)
     case Window(window):
       return banded(Band(0, window))[0]
     case Hybrid(window):

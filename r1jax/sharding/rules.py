@@ -77,6 +77,17 @@ def fitting(
   return jax.P(*(e if size % axis_size(e, sizes) == 0 else None for size, e in zip(shape, p)))
 
 
+def kv_copies(
+  heads: int, kv_heads: int, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> int:
+  """How often each kv head has to stand there for kv heads to be split as query heads are.
+
+  Above 1 where there are more devices than kv heads, and the query heads of each share one.
+  """
+  parts = axis_size(ACTIVATIONS['heads'], dict(mesh.shape))
+  return parts // kv_heads if parts % kv_heads == 0 and heads % parts == 0 else 1
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Tells the partitioner how an activation is split; without a mesh, x itself.
 

@@ -2,8 +2,8 @@
 
   python -m tests.benchmarks.attention [--longest=16384] [--png=attention.png]
 
-dense     every earlier key: on CPU block by block as `Full` runs (no L × L scores), on an NVIDIA
-          GPU cuDNN through jax.nn.dot_product_attention
+dense     every earlier key: on CPU block by block as `Full` runs (no L × L scores), on TPU splash,
+          on an NVIDIA GPU cuDNN through jax.nn.dot_product_attention
 window    the last 64
 hybrid    the last 64 and at most 256 key tokens before them, chosen, gathered, attended and merged:
           all that a layer does beside its projections; on accelerators also shares of the positions
@@ -28,8 +28,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from r1jax.eval import curves
-from r1jax.kernels.attention.blocks import banded_attention
-from r1jax.kernels.attention.lists import Band, Tokens
+from r1jax.kernels.attention.dense import dense_attention
+from r1jax.kernels.attention.lists import Tokens
 from r1jax.model import attend, nsa
 from r1jax.model.config import Blocks, Hybrid, KeyTokens, Pattern, Window
 from r1jax.model.keys import Marks
@@ -82,7 +82,8 @@ def attention(pattern: Pattern | None, place: Place, marks: Marks) -> Callable:
       return jax.nn.dot_product_attention(
         q_BLNH, k_BLKH, v_BLKH, scale=scale, is_causal=True, implementation='cudnn'
       )
-    return banded_attention(q_BLNH, k_BLKH, v_BLKH, tokens, tokens, Band(), scale)[0]
+    library = 'splash' if jax.default_backend() == 'tpu' else None
+    return dense_attention(q_BLNH, k_BLKH, v_BLKH, tokens, scale, implementation=library)
 
   return run
 

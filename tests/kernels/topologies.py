@@ -52,7 +52,8 @@ def compiled(f: Callable, device: jax.Device, *args: Any, donate: tuple = ()) ->
 
 def vmem(program: Any) -> list[tuple[str, float]]:
   """The Mosaic kernels of a program, in order, and the MiB of vector memory that each takes."""
-  lines = (x for x in program.as_text().splitlines() if 'tpu_custom_call' in x)
+  call = r'%(\w+)[\w.]* = [^\n]*"tpu_custom_call"(.*?)(?=\n *%|\n *ROOT|\Z)'
   size = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"'
-  found = ((re.search(r'%(\w+)', x), re.search(size, x)) for x in lines)
-  return [(name[1], round(int(n[1]) / 2**20, 2)) for name, n in found if name and n]
+  found = re.findall(call, program.as_text(), re.DOTALL)
+  used = ((name, re.search(size, rest)) for name, rest in found)
+  return [(name, round(int(n[1]) / 2**20, 2)) for name, n in used if n]

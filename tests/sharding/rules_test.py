@@ -56,6 +56,23 @@ def test_fitting_leaves_whole_what_does_not_divide(mesh):
   assert rules.fitting((6, 3, 3), ('batch', None, 'heads'), mesh) == jax.P(None, None, None)
 
 
+@pytest.mark.parametrize(
+  'heads, kv_heads, tensor, copies',
+  [
+    (8, 8, 4, 1),  # whole kv heads on each device
+    (8, 4, 4, 1),
+    (8, 2, 4, 2),  # two devices share one
+    (8, 1, 8, 8),
+    (12, 3, 4, 1),  # a device would need parts of two
+    (6, 2, 4, 1),  # the query heads do not divide
+    (8, 2, 1, 1),
+  ],
+)
+def test_kv_heads_are_repeated_where_that_splits_them(heads, kv_heads, tensor, copies):
+  mesh = jax.sharding.AbstractMesh((tensor,), ('tensor',))
+  assert rules.kv_copies(heads, kv_heads, mesh) == copies
+
+
 def test_constrain_places_activations_and_changes_no_number(mesh):
   x = jnp.arange(8.0 * 3 * 4).reshape(8, 3, 4)
   assert rules.constrain(x, 'batch', 'length', 'heads') is x

@@ -9,11 +9,13 @@ ds = p · (v doᵀ − (Σ do·o − dlse)).
 
 `xla` runs everywhere and is the default; `tpu` serves TPU v4 and later, `gpu` sm_90 (bfloat16 and
 float16, widths that are multiples of 64), both unasked once they have run on hardware. On a mesh
-rows and heads are split as sharding/rules.py has it, and queries over `context`, each with all
-keys: one all-gather of keys and values, one reduction of their gradients.
+rows and heads are split as sharding/rules.py has it (with fewer kv heads than devices, each has a
+copy of the one that its query heads share), and queries over `context`, each with all keys: one
+all-gather of keys and values, one reduction of their gradients.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax.kernels import sizes as by_device
 from r1jax.kernels.attention import gpu, gpu_backward, reference, tpu, xla
 from r1jax.kernels.attention.lists import Band, Pass, Plan, Sizes, Tokens, banded, most_visited
 from r1jax.kernels.chunks import vary_like
@@ -71,10 +74,11 @@ def banded_attention(
   name = implementation_for(implementation)
   how = How(band, scale, soft_cap, name, interpret)
   L, N, M, K = *q_BLNH.shape[1:3], *k_BMKH.shape[1:3]
-  blocks = blocks or default_blocks(name, band, N // K, L, M)
+  blocks = blocks or blocks_of(name, band, N // K, L, M, q_BLNH.shape[3])
   run = functools.partial(_padded, how, blocks)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
+    k_BMKH, v_BMKV = spread(N, mesh, k_BMKH, v_BMKV)
     q, k, q_tokens, k_tokens = specs(q_BLNH, k_BMKH, mesh)
     run = jax.shard_map(run, in_specs=(q, k, k, q_tokens, k_tokens), out_specs=(q, jax.P(*q[:3])))
   return run(q_BLNH, k_BMKH, v_BMKV, queries, keys)
@@ -122,8 +126,22 @@ def implementation_for(name: str | None) -> str:
   return resolve(name, {}, KNOWN)
 
 
+def blocks_of(
+  name: str, band: Band, group: int, length: int, memory: int, width: int, device: str | None = None
+) -> Blocks:
+  """Block sizes as measured on this kind of device, or by the rule; no greater than the lengths."""
+  label = by_device.banded(name, band, group, width, length)
+  found = by_device.measured(label, device)
+  if found is None:
+    return default_blocks(name, band, group, length, memory)
+  least = 16 if name == 'xla' else 128
+  fit = lambda size, n: min(size, max(least, 1 << (n - 1).bit_length()))
+  pairs = zip(found[::2], found[1::2])
+  return Blocks(*(Sizes(fit(query, length), fit(key, memory)) for query, key in pairs))
+
+
 def default_blocks(name: str, band: Band, group: int, length: int, memory: int) -> Blocks:
-  """Block sizes by implementation and shape."""
+  """The rule: block sizes by implementation and shape."""
   if name == 'gpu':
     return Blocks(*gpu.SIZES)
   if name == 'tpu':
@@ -161,6 +179,12 @@ def specs(
   return q, jax.P(q[0], None, heads, None), tokens(q[0], q[1]), tokens(q[0], None)
 
 
+def spread(N: int, mesh: jax.sharding.AbstractMesh, *by_kv_head: jax.Array) -> list[jax.Array]:
+  """[B, M, K, …], kv heads repeated if that splits them: then each device has one."""
+  copies = rules.kv_copies(N, by_kv_head[0].shape[2], mesh)
+  return [jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in by_kv_head]
+
+
 def _padded(
   how: How,
   blocks: Blocks,
@@ -180,8 +204,8 @@ def _padded(
     pad = lambda x: ((0, 0), (0, -x.shape[1] % size)) + ((0, 0),) * (x.ndim - 2)
     return jax.tree.map(lambda x: jnp.pad(x, pad(x)), tree)
 
-  q_BLNH, queries = filled((q_BLNH, queries), max(s.query for s in blocks))
-  k_BMKH, v_BMKV, keys = filled((k_BMKH, v_BMKV, keys), max(s.key for s in blocks))
+  q_BLNH, queries = filled((q_BLNH, queries), math.lcm(*(s.query for s in blocks)))
+  k_BMKH, v_BMKV, keys = filled((k_BMKH, v_BMKV, keys), math.lcm(*(s.key for s in blocks)))
   way = plan(queries, keys, how.band, blocks)
   made = block_attention(how, q_BLNH, k_BMKH, v_BMKV, queries, keys, way)
   return tuple(x[:, :L] for x in made)

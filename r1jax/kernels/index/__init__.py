@@ -8,7 +8,8 @@ index; `top_k` takes the best of them. `kl_dense` compares over all that is seen
 model attends to everything), `kl_selected` over the chosen ones. The gradient goes into the
 indexer's arrays alone: p is a constant, whatever it was computed from.
 
-Queries go through in chunks: memory O(chunk · M), never L × M (DeepSeek-V3.2, arXiv 2512.02556).
+Queries go through in chunks, by default as measured (sizes.py) or by a rule: memory O(chunk · M),
+never L × M (DeepSeek-V3.2, arXiv 2512.02556).
 
 On a mesh rows and queries are split as in sharding/rules.py, all keys of its rows on each device.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 import jax
 
+from r1jax.kernels import sizes
 from r1jax.kernels.attention.lists import Tokens
 from r1jax.kernels.chunks import vary_like
 from r1jax.kernels.index import reference, xla
@@ -34,7 +36,7 @@ def top_k(
   queries: Tokens,
   keys: Tokens,
   k: int,
-  chunk: int = 256,
+  chunk: int | None = None,
   implementation: str | None = None,
 ) -> jax.Array:
   """ids_BLA: places of the k seen keys with the highest I, best first, then −1. No gradient."""
@@ -42,6 +44,8 @@ def top_k(
   q_BLJI, k_BMI, w_BLJ = jax.lax.stop_gradient((q_BLJI, k_BMI, w_BLJ))
   if resolve(implementation, {'*': 'xla'}, KNOWN) == 'reference':
     return reference.top_k(q_BLJI, k_BMI, w_BLJ, queries, keys, k)
+
+  chunk = chunk or sizes.chunk(256, 'index/top_k', length=k_BMI.shape[1])
 
   def run(by_query: tuple, by_key: tuple) -> jax.Array:
     (q, w, queries), (ki, keys) = by_query, by_key
@@ -59,7 +63,7 @@ def kl_dense(
   w_BLJ: jax.Array,
   queries: Tokens,
   keys: Tokens,
-  chunk: int = 128,
+  chunk: int | None = None,
   implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """(Σ_t KL, tokens that see something) over all seen keys; q, k, scale are the attention's own.
@@ -67,6 +71,8 @@ def kl_dense(
   Costs 2·B·L·M·(N·H + J·I) flops, with the gradient 4·B·L·M·J·I more, both in the forward pass.
   """
   check(q_BLJI, k_BMI, w_BLJ, queries, keys)
+  more = {'heads': q_BLNH.shape[2], 'length': k_BMI.shape[1]}
+  chunk = chunk or sizes.chunk(128, 'index/kl_dense', **more)
   by_query, by_key = (q_BLNH, q_BLJI, w_BLJ, queries), (k_BMKH, k_BMI, keys)
   return _kl(scale, chunk, implementation, by_query, by_key)
 
@@ -81,7 +87,7 @@ def kl_selected(
   queries: Tokens,
   keys: Tokens,
   ids_BLA: jax.Array,
-  chunk: int = 16,
+  chunk: int | None = None,
   implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The same where p and softmax I live on the selected keys only; −1 is no key, none comes twice.
@@ -89,6 +95,8 @@ def kl_selected(
   Costs 2·B·L·A·(N·H + J·I) flops; memory O(chunk · A · (K·H + N)).
   """
   check(q_BLJI, k_BMI, w_BLJ, queries, keys)
+  more = {'heads': q_BLNH.shape[2], 'places': ids_BLA.shape[2]}
+  chunk = chunk or sizes.chunk(16, 'index/kl_selected', **more)
   by_query, by_key = (q_BLNH, q_BLJI, w_BLJ, queries, ids_BLA), (k_BMKH, k_BMI, keys)
   return _kl(scale, chunk, implementation, by_query, by_key)
 

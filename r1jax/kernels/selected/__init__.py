@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from r1jax.kernels import sizes
 from r1jax.kernels.attention.lists import Tokens
 from r1jax.kernels.chunks import vary_like
 from r1jax.kernels.platform import resolve
@@ -49,14 +50,14 @@ def selected_attention(
   keys: Tokens,
   scale: float,
   value_width: int | None = None,
-  chunk: int = 32,
+  chunk: int | None = None,
   implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """(o_BLNV, lse_BLN) over listed pages; a query that sees nothing gives 0 and −inf.
 
   ids_BLKT: page ids 0 … M / size − 1, −1 is none, none twice; K kv heads, or 1 list for all.
   v_BMKV None: the value is the first value_width numbers of the key (absorbed MLA).
-  chunk: queries that XLA handles at a time.
+  chunk: queries that XLA handles at a time; by default as measured, or 32.
   """
   check(q_BLNH, k_BMKH, v_BMKV, ids_BLKT, size, queries, keys, value_width)
   width = v_BMKV.shape[-1] if value_width is None else value_width
@@ -70,6 +71,9 @@ def selected_attention(
     return reference.selected_attention(
       q_BLNH, k_BMKH, v_BMKV, ids_BLKT, size, queries, keys, scale
     )
+  if chunk is None:
+    places = ids_BLKT.shape[3] * size
+    chunk = sizes.chunk(32, 'selected', page=size, places=places, heads=q_BLNH.shape[2])
   run = functools.partial(_attention, Static(size, scale, width, chunk, implementation))
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -105,8 +109,11 @@ def check(q_BLNH, k_BMKH, v_BMKV, ids_BLKT, size, queries, keys, value_width) ->
 
 def _on_shards(run, mesh, q, k, v, ids, queries, keys):
   """Each device its rows, queries and heads; keys that all heads share are on every device."""
+  copies, shared = rules.kv_copies(q.shape[2], k.shape[2], mesh), k.shape[2] == 1
+  if copies > 1 and not shared:
+    spread = lambda x: x if x is None or x.shape[2] == 1 else jnp.repeat(x, copies, axis=2)
+    k, v, ids = spread(k), spread(v), spread(ids)
   kv_heads = rules.fitting(k.shape, (None, None, 'kv_heads', None), mesh)[2]
-  shared = k.shape[2] == 1
   kv_heads = None if shared else kv_heads
   heads = 'heads' if shared or kv_heads else None
   of_q = rules.fitting(q.shape, ('batch', 'length', heads, None), mesh)

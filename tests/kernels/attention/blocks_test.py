@@ -183,6 +183,21 @@ def test_a_mesh_gives_what_one_device_gives(shape):
   check(got, [np.asarray(x) for x in want])
 
 
+@pytest.mark.parametrize('K, on_a_device', [(4, 3), (2, 3), (1, 3), (3, 12)])
+def test_heads_are_split_where_each_device_needs_one_kv_head(K, on_a_device, monkeypatch):
+  arrays, tokens = draw(7, N=12, K=K), rows([[24], [11, 7]], 24)
+  sizes, band, seen = Sizes(8, 8), Band(0, 9), []
+  want = outputs_and_gradients(*arrays, tokens, tokens, band, None, sizes)
+  whole = blocks.block_attention
+  monkeypatch.setattr(
+    blocks, 'block_attention', lambda how, q, *rest: seen.append(q.shape[2]) or whole(how, q, *rest)
+  )
+  with jax.set_mesh(meshes.make(meshes.Mesh(data=2, tensor=4))):
+    got = outputs_and_gradients(*arrays, tokens, tokens, band, None, sizes)
+  check(got, [np.asarray(x) for x in want])
+  assert set(seen) == {on_a_device}
+
+
 def test_the_tpu_kernels_behind_the_public_function():
   arrays, tokens, band = draw(6), rows([[24], [11, 7]], 24), Band(0, 9)
   got = outputs_and_gradients(*arrays, tokens, tokens, band, None, Sizes(8, 8), 'tpu')

@@ -55,8 +55,13 @@ CASES = {
 }
 
 
+COMMON = ('grouped bf16 64', 'grouped int8 64', 'latent bf16 64', 'latent int8 64')
+
+
 @pytest.mark.parametrize('chip', topologies.CHIPS)
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize(
+  'name', [x if x in COMMON else pytest.param(x, marks=pytest.mark.slow) for x in CASES]
+)
 def test_a_layer_of_a_pool(chip, name):
   (N, H), keys, values, width = CASES[name]
   short = jax.tree.leaves(keys)[0].dtype != jnp.float32
@@ -81,9 +86,7 @@ def put(x, layer, page_B, place_B, new):
   return jax.lax.fori_loop(0, B, one, x)
 
 
-@pytest.mark.parametrize(
-  'name', ['grouped bf16 64', 'grouped int8 64', 'latent bf16 64', 'latent int8 64']
-)
+@pytest.mark.parametrize('name', COMMON)
 def test_layers_that_write_and_read_a_pool_keep_it_in_place(name):
   (N, H), keys, values, width = CASES[name]
   layers, _, size = jax.tree.leaves(keys)[0].shape[:3]

@@ -57,18 +57,33 @@ CASES = {
 }
 
 
+def compiles(case, chip, length, dtype):
+  """The forward; prints what it takes."""
+  program = compiled(CASES[case].forward, chips(chip)[0], *CASES[case].arguments(length, dtype))
+  ((_, used),) = vmem(program)
+  peak = program.memory_analysis().peak_memory_in_bytes
+  print(
+    f'{case} on {chip}, {length} queries in {dtype.__name__}: '
+    f'{used} MiB of vector memory, peak {peak / 2**30:.2f} GiB'
+  )
+
+
 @pytest.mark.parametrize('chip', CHIPS)
 @pytest.mark.parametrize('case', CASES)
 def test_the_forward_compiles(case, chip):
-  device = chips(chip)[0]
-  for dtype in (jnp.bfloat16, jnp.float32):
-    arguments = CASES[case].arguments(4096, dtype)
-    program = compiled(CASES[case].forward, device, *arguments)
-    ((_, used),) = vmem(program)
-    print(f'{case} on {chip} in {dtype.__name__}: {used} MiB of vector memory')
+  compiles(case, chip, 8192, jnp.bfloat16)
 
 
-@pytest.mark.parametrize('case', ['MLA, 2048 tokens', 'GQA, 16 pages of 64'])
+@pytest.mark.slow
+@pytest.mark.parametrize('chip', CHIPS)
+@pytest.mark.parametrize('case', CASES)
+def test_the_forward_compiles_in_float32(case, chip):
+  compiles(case, chip, 4096, jnp.float32)
+
+
+@pytest.mark.parametrize(
+  'case', ['MLA, 2048 tokens', pytest.param('GQA, 16 pages of 64', marks=pytest.mark.slow)]
+)
 def test_memory_is_linear_in_the_length(case):
   device = chips('v5p')[0]
   run = CASES[case].forward

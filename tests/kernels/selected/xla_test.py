@@ -154,13 +154,21 @@ def test_probabilities_of_nothing_are_zero_and_finite_in_both_directions():
   )
 
 
-@pytest.mark.parametrize('kv_heads, heads', [(K, 1), (K, K), (1, 1)])
-def test_a_mesh_gives_what_one_device_gives(kv_heads, heads):
+@pytest.mark.parametrize(
+  'kv_heads, heads, mesh',
+  [
+    (K, 1, Mesh(data=2, context=2, tensor=2)),
+    (K, K, Mesh(data=2, context=2, tensor=2)),
+    (1, 1, Mesh(data=2, context=2, tensor=2)),
+    (K, K, Mesh(data=2, tensor=4)),  # two devices share a kv head
+  ],
+)
+def test_a_mesh_gives_what_one_device_gives(kv_heads, heads, mesh):
   tokens, ids = rows([[24], [11, 9]]), lists(0, 4, heads, 3)
   q, k, v, do, dlse = draw(0)
   arrays = q, k[:, :, :kv_heads], v[:, :, :kv_heads], do, dlse
   expected = outputs_and_gradients(*arrays, ids, tokens, 4)
-  with jax.set_mesh(meshes.make(Mesh(data=2, context=2, tensor=2))):
+  with jax.set_mesh(meshes.make(mesh)):
     got = outputs_and_gradients(*arrays, ids, tokens, 4)
   for a, b in zip(got, expected):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
