@@ -122,8 +122,9 @@ def supervised_data(
     place.check_rows(mesh, segment.shape.lines // segment.microbatches)
   if segment.model != exp.model:
     raise UserError(
-      f'stage {stage.name}: the last phase extends the context by {stage.phases[-1].yarn}, '
-      'config.model by another yarn; what follows uses the model, so give both the same'
+      f'stage {stage.name}: the last phase has yarn={stage.phases[-1].yarn} and '
+      f'window={stage.phases[-1].window}, config.model others; what follows uses the model, so '
+      'give both the same (window=None: that of the model)'
     )
   for data, shape in supervised.mixtures(stage, exp.model):
     if (data, shape.length) not in opened:
