@@ -19,7 +19,7 @@ from r1jax.core.config import to_dict
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.sources import Problems, Worked
 from r1jax.eval.evaluate import Evaluation
-from r1jax.model.config import GQA, Dense, Layer, ModelConfig
+from r1jax.model.config import GQA, Dense, Full, Layer, ModelConfig, Pattern
 from r1jax.model.presets import TINY_VOCAB
 from r1jax.optim.optimizer import AdamW
 from r1jax.optim.schedules import Constant, Cosine
@@ -35,9 +35,9 @@ LIMITS = Limits(prompt=262, completion=8)
 LENGTH = 269
 
 
-def model() -> ModelConfig:
+def model(pattern: Pattern = Full()) -> ModelConfig:
   """0.1M parameters. Heads that look things up form late from small weights: these are large."""
-  attention = GQA(heads=4, kv_heads=4, head=16, qk_norm=True, std=0.125)
+  attention = GQA(heads=4, kv_heads=4, head=16, qk_norm=True, pattern=pattern, std=0.125)
   layer = Layer(attention, Dense(ffw=128, std=0.125))
   return ModelConfig(TINY_VOCAB, 64, (layer,) * 2, tied=True, std=0.2, remat='none')
 

@@ -20,7 +20,7 @@ from r1jax.model.transformer import Transformer, dummy_inputs
 from r1jax.sharding import place
 from r1jax.tasks.task import Task
 from r1jax.tokenizers.tokenizer import Tokenizer
-from r1jax.train import preferences, provenance, supervised
+from r1jax.train import forward, preferences, provenance, supervised
 from r1jax.train.distillation import Distillation
 from r1jax.train.experiment import Experiment
 from r1jax.train.preferences import Preference
@@ -120,10 +120,11 @@ def supervised_data(
   found = []
   for segment in supervised.segments(stage, exp.model):
     place.check_rows(mesh, segment.shape.lines // segment.microbatches)
-  if segment.model != exp.model:
+  if segment.model != forward.staged(exp.model, segment.auxiliary):
     raise UserError(
-      f'stage {stage.name}: the last phase extends the context by {stage.phases[-1].yarn}, '
-      'config.model by another yarn; what follows uses the model, so give both the same'
+      f'stage {stage.name}: the last phase has yarn={stage.phases[-1].yarn} and '
+      f'window={stage.phases[-1].window}, config.model others; what follows uses the model, so '
+      'give both the same (window=None: that of the model)'
     )
   for data, shape in supervised.mixtures(stage, exp.model):
     if (data, shape.length) not in opened:

@@ -2,7 +2,8 @@
 
 SFT counts completions only (prompts are masked); Pretrain counts every token and runs through
 phases: V3's batch ramp and context extension (arXiv 2412.19437 §4.2, §4.3) are phases with more
-lines, then longer ones under YaRN, over one optimizer and one schedule.
+lines, then longer ones under YaRN, over one optimizer and one schedule. Hybrid attention learns to
+find things by its key tokens while its window is narrow: a phase can narrow it.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from r1jax.data.batch import Batch
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.stream import Shape
 from r1jax.kernels.logprob.truncate import Sampling
-from r1jax.model.config import Llama3, ModelConfig, Yarn
+from r1jax.model.config import GQA, MLA, Hybrid, Llama3, ModelConfig, Window, Yarn, with_attention
 from r1jax.optim.optimizer import AdamW
 from r1jax.tasks.task import Task
 from r1jax.tokenizers.tokenizer import Tokenizer
@@ -46,7 +47,11 @@ class SFT:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """Steps of one batch shape. yarn: what extends the context in it; None: plain RoPE."""
+  """Steps of one batch shape.
+
+  yarn: what extends the context in it; None: plain RoPE.
+  window: of every layer that has one (Window, Hybrid), in this phase; None: the model's own.
+  """
 
   steps: int
   lines: int = 32
@@ -54,9 +59,12 @@ class Phase:
   microbatches: int = 1
   auxiliary: forward.Auxiliary = forward.Auxiliary()
   yarn: Yarn | None = None
+  window: int | None = None
 
   def __post_init__(self):
     _check_split(self)
+    if self.window is not None:
+      Window(self.window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +111,7 @@ def segments(stage: SFT | Pretrain, model: ModelConfig) -> tuple[Segment, ...]:
   """A stage as its programs: one for SFT, one a phase for pretraining."""
   depths, first, found = len(model.mtp), 0, []
   for phase in (stage,) if isinstance(stage, SFT) else stage.phases:
-    cfg = model if isinstance(stage, SFT) else extended(model, phase.yarn)
+    cfg = model if isinstance(stage, SFT) else narrowed(extended(model, phase.yarn), phase.window)
     shape = Shape(phase.lines, phase.length, depths)
     last = first + phase.steps
     cfg = forward.staged(cfg, phase.auxiliary)
@@ -115,15 +123,25 @@ def segments(stage: SFT | Pretrain, model: ModelConfig) -> tuple[Segment, ...]:
 def extended(model: ModelConfig, yarn: Yarn | None) -> ModelConfig:
   """The same weights under YaRN in every attention, or without it; Llama 3's scaling stays."""
 
-  def one(layer: Any) -> Any:
-    rotary = layer.attention.rotary
+  def one(attention: MLA | GQA) -> MLA | GQA:
+    rotary = attention.rotary
     if yarn or not isinstance(rotary.scaling, Llama3):
       rotary = dataclasses.replace(rotary, scaling=yarn)
-    return dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rotary=rotary))
+    return dataclasses.replace(attention, rotary=rotary)
 
-  return dataclasses.replace(
-    model, layers=tuple(map(one, model.layers)), mtp=tuple(map(one, model.mtp))
-  )
+  return with_attention(model, one)
+
+
+def narrowed(model: ModelConfig, window: int | None) -> ModelConfig:
+  """The same weights with another window in every layer that has one; None: as they are."""
+
+  def one(attention: MLA | GQA) -> MLA | GQA:
+    pattern = attention.pattern
+    if window is None or not isinstance(pattern, Window | Hybrid):
+      return attention
+    return dataclasses.replace(attention, pattern=dataclasses.replace(pattern, window=window))
+
+  return with_attention(model, one)
 
 
 def mixtures(stage: SFT | Pretrain, model: ModelConfig) -> list[tuple[Mixture, Shape]]:

@@ -1,12 +1,14 @@
-"""What attention patterns find at which distance: configs/retrieval_tiny.py under each of them.
+"""What attention patterns find at which distance, each trained as it learns best.
 
   python -m tests.benchmarks.retrieval [--only=full,window,hybrid] [--seed=0] [--png=retrieval.png]
 
-Every pattern is trained from the same seed on the same batches and answers the same held-out
-questions. An answer counts where the whole worked completion is the argmax under teacher forcing:
-that is when greedy decoding writes it, so no engine is needed. The value is first written behind
-the 'k' of the thought, two tokens past the question: through n layers a window of w sees what is at
-most n·(w − 1) tokens before that 'k', its `reach`. Near: within one window. Far: beyond the reach.
+Full attention and a window alone learn by configs/retrieval_tiny.py on the same batches, hybrid
+attention by configs/retrieval_hybrid.py: the same model and seed, narrow first, in fewer steps. All
+answer the same held-out questions. An answer counts where the whole worked completion is the argmax
+under teacher forcing: that is when greedy decoding writes it, so no engine is needed. The value is
+first written behind the 'k' of the thought, two tokens past the question: through n layers a window
+of w sees what is at most n·(w − 1) tokens before that 'k', its `reach`. Near: within one window.
+Far: beyond the reach.
 """
 
 import argparse
@@ -22,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from configs import retrieval_tiny
+from configs import retrieval_hybrid, retrieval_tiny
 from r1jax.core.config import from_dict
 from r1jax.core.interval import wilson
 from r1jax.data import batch as batches
 from r1jax.data.batch import Row
 from r1jax.data.stream import Stream
 from r1jax.eval import curves
-from r1jax.model.config import Full, Hybrid, Indexer, KeyTokens, ModelConfig, TopK, Window
+from r1jax.model.config import Indexer, ModelConfig, TopK, Window
 from r1jax.model.transformer import Transformer, dummy_inputs, head
 from r1jax.optim import optimizer as optim
 from r1jax.tasks import make as tasks
@@ -43,32 +45,30 @@ from r1jax.train import supervised
 from r1jax.train.experiment import Experiment, with_key_ids
 from tests.benchmarks.bars import bar, machine
 
-WINDOW = 32
+WINDOW = retrieval_hybrid.PATTERN.window
 BEHIND = 2  # tokens from the end of the question to the 'k' at which the answer must be known
-# A fact has four tokens, of which one, ';', is a key token: a share of 0.3 holds them all.
-HYBRID = Hybrid(WINDOW, KeyTokens(share=0.3))
 TOP_K = TopK(WINDOW, Indexer(heads=4, head=16, rope=8))
-PATTERNS = (('full', Full()), ('window', Window(WINDOW)), ('hybrid', HYBRID), ('top_k', TOP_K))
 HELD_OUT = 1024
 
 
-def patterned(cfg: ModelConfig, pattern: Any) -> ModelConfig:
-  """The model with a pattern in every attention."""
-  one = lambda layer: dataclasses.replace(
-    layer, attention=dataclasses.replace(layer.attention, pattern=pattern)
-  )
-  return dataclasses.replace(cfg, layers=tuple(map(one, cfg.layers)))
+def experiments() -> dict[str, Experiment]:
+  """What is compared, by name: a pattern with the stages by which it learns."""
+  full = from_dict(Experiment, retrieval_tiny.get_config())
+  window = dataclasses.replace(full, model=retrieval_tiny.model(Window(WINDOW)))
+  hybrid = from_dict(Experiment, retrieval_hybrid.get_config())
+  top_k = dataclasses.replace(full, model=retrieval_tiny.model(TOP_K))
+  return {'full': full, 'window': window, 'hybrid': hybrid, 'top_k': top_k}
 
 
-def trained(exp: Experiment, cfg: ModelConfig) -> Any:
+def trained(exp: Experiment) -> Any:
   """Parameters after the stages of an experiment, without its loop and its evaluation."""
   tok, task = tokenizers.make(exp.tokenizer), tasks.make(exp.task)
-  params = states.init_params(Transformer(cfg), exp.seed, None, dummy_inputs(cfg))
+  params = states.init_params(Transformer(exp.model), exp.seed, None, dummy_inputs(exp.model))
   for stage in exp.stages:
     optimizer = optim.make(stage.optimizer, params)
     state = states.fresh(params, optimizer, None)
-    for part in supervised.segments(stage, cfg):
-      aux = part.auxiliary
+    for part in supervised.segments(stage, exp.model):
+      cfg, aux = part.model, part.auxiliary
       loss = functools.partial(supervised.loss, cfg=cfg, auxiliary=aux)
       count = functools.partial(supervised.denominators, cfg=cfg)
       update = jax.jit(steps.make(loss, count, optimizer, aux.gamma), donate_argnums=0)
@@ -125,26 +125,26 @@ def draw(found: dict[str, list[tuple[int, int]]], reach: int, path: str) -> None
 def main() -> None:
   """Trains, measures, draws."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  names = [name for name, _ in PATTERNS]
-  parser.add_argument('--only', default=','.join(names))
+  compared = experiments()
+  parser.add_argument('--only', default=','.join(compared))
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--png', default='retrieval.png')
   args = parser.parse_args()
-  exp = from_dict(Experiment, retrieval_tiny.get_config())
-  exp = dataclasses.replace(exp, seed=args.seed)
-  tok = tokenizers.make(exp.tokenizer)
-  examples = tasks.make(exp.task).examples('eval', 0, HELD_OUT)
+  only = args.only.split(',')
+  if unknown := set(only) - set(compared):
+    parser.error(f'--only={args.only}: no pattern {min(unknown)}; there are {", ".join(compared)}')
+  full = compared['full']
+  tok = tokenizers.make(full.tokenizer)
+  examples = tasks.make(full.task).examples('eval', 0, HELD_OUT)
   distances_E = np.array([e.meta['distance'] for e in examples])
-  reach = len(exp.model.layers) * (WINDOW - 1)
+  reach = len(full.model.layers) * (WINDOW - 1)
   near_E, far_E = distances_E + BEHIND < WINDOW, distances_E + BEHIND > reach
   print(f'{machine()}\nreach {reach}; {near_E.sum()} near, {far_E.sum()} far of {HELD_OUT}')
   found, far = {}, {}
-  for name, pattern in PATTERNS:
-    if name not in args.only.split(','):
-      continue
-    begin, cfg = time.monotonic(), patterned(exp.model, pattern)
-    cfg = with_key_ids(dataclasses.replace(exp, model=cfg)).model
-    right_E = right(trained(exp, cfg), cfg, tok, examples)
+  for name in only:
+    begin = time.monotonic()
+    exp = with_key_ids(dataclasses.replace(compared[name], seed=args.seed))
+    right_E = right(trained(exp), exp.model, tok, examples)
     found[name], far[name] = by_window(right_E, distances_E), 100 * right_E[far_E].mean()
     shares = ' '.join(f'{100 * r / n:5.1f}' for r, n in found[name])
     print(

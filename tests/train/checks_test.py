@@ -10,6 +10,7 @@ from r1jax.core import config
 from r1jax.core.errors import UserError
 from r1jax.data.mix import Mixture, Part
 from r1jax.data.sources import Worked
+from r1jax.model.config import GQA, Window, Yarn
 from r1jax.rollout.collect import Limits
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
@@ -19,6 +20,7 @@ from r1jax.train import checks, provenance
 from r1jax.train.experiment import Checkpoint
 from r1jax.train.point import Point
 from r1jax.train.state import State
+from r1jax.train.supervised import Phase
 
 FEWER = Mixture((Part(Worked(8)),))
 MANY = Mixture((Part(Worked(90_000)),))
@@ -69,6 +71,27 @@ def test_batches_that_do_not_split_over_the_mesh_are_said_at_once(experiment, fi
   mesh = meshes.make(Mesh(fsdp=2, expert=2, tensor=2))
   with pytest.raises(UserError, match=r'a batch of 6 rows does not split over 4 devices'):
     check(replaced(experiment, **fields), mesh)
+
+
+def test_a_stage_ends_as_the_model_is(pretraining):
+  """What it is evaluated and asked with: the context and the windows of the last phase."""
+
+  def ended(window, last):
+    gqa = GQA(2, 2, 8, pattern=Window(window))
+    layers = tuple(dataclasses.replace(x, attention=gqa) for x in pretraining.model.layers)
+    phases = (Phase(1, length=16, window=2), last)
+    stage = dataclasses.replace(pretraining.stages[0], phases=phases)
+    model = dataclasses.replace(pretraining.model, layers=layers, mtp=())
+    return dataclasses.replace(pretraining, model=model, stages=(stage,))
+
+  for good in (Phase(1, length=16), Phase(1, length=16, window=8)):
+    checks.check(ended(8, good), ByteTokenizer(), None, None, {})
+  for bad, has in (
+    (Phase(1, window=4), 'yarn=None and window=4'),
+    (Phase(1, yarn=Yarn(2.0)), r'yarn=Yarn\(factor=2.0.*and window=None'),
+  ):
+    with pytest.raises(UserError, match=f'the last phase has {has}, config.model others'):
+      checks.check(ended(8, bad), ByteTokenizer(), None, None, {})
 
 
 def test_first_difference_names_the_field_and_both_values(experiment):

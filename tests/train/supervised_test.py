@@ -8,7 +8,7 @@ import pytest
 from r1jax.core import metrics
 from r1jax.data.batch import Row, batch
 from r1jax.data.stream import Shape
-from r1jax.model.config import Yarn
+from r1jax.model.config import GQA, Full, Gate, Hybrid, KeyScores, Window, Yarn
 from r1jax.train import supervised
 from r1jax.train.forward import Auxiliary
 from r1jax.train.supervised import SFT, Phase
@@ -37,6 +37,26 @@ def test_a_phase_extends_the_context_of_every_attention(experiment):
   rotary = [layer.attention.rotary.scaling for layer in (*model.layers, *model.mtp)]
   assert rotary == [yarn] * 3
   assert supervised.extended(model, None) == experiment.model
+
+
+def test_a_phase_narrows_the_window_of_layers_that_have_one(pretraining):
+  """Window and hybrid, of the prediction module too; weights and the rest of a layer stay."""
+
+  def model(window, hybrid):
+    (layer, _), gqa = pretraining.model.layers, GQA(2, 2, 8)
+    patterns = Full(), Window(window), Hybrid(hybrid, KeyScores(slots=3), Gate())
+    layers = [dataclasses.replace(layer, attention=dataclasses.replace(gqa, pattern=p))
+              for p in patterns]  # fmt: skip
+    return dataclasses.replace(pretraining.model, layers=tuple(layers), mtp=(layers[-1],))
+
+  assert supervised.narrowed(model(16, 32), 4) == model(4, 4)
+  assert supervised.narrowed(model(16, 32), None) == model(16, 32)
+  phases = tuple(Phase(1, length=8, window=w) for w in (4, None))
+  stage = dataclasses.replace(pretraining.stages[0], phases=phases)
+  first, last = supervised.segments(stage, model(16, 32))
+  assert (first.model, last.model) == (model(4, 4), model(16, 32))
+  with pytest.raises(ValueError, match='a window holds at least the token itself, window=0'):
+    Phase(1, window=0)
 
 
 def test_what_does_not_split_or_is_empty_is_an_error(experiment, pretraining):
