@@ -12,6 +12,7 @@ import jax
 from r1jax.kernels.attention import attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
+from r1jax.model import pool
 from r1jax.model.attend import over_batch, over_memory
 from r1jax.model.config import GQA
 from r1jax.model.keys import entry, marks, weighed
@@ -53,9 +54,13 @@ class GroupedQueryAttention(nn.Module):
       o_BLNH = over_batch(q_BLNH, k_BLKH, v_BLKH, place, c.pattern, marked, scale)
     else:
       entries = caches.KVCache(k_BLKH, v_BLKH, entry(marked, x_BLD.dtype))
-      cache, held = caches.update(cache, place, entries)
-      k_BMKH, v_BMKH, _ = held.memory
-      attend = lambda mask_BLM: attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
-      o_BLNH = over_memory(attend, place, held, k_BMKH.shape[1], c.pattern, marked)
+      cache = caches.put(cache, place, entries, c.pattern)
+      if pool.serves(cache, place, c.pattern):
+        o_BLNH = pool.over_pool(q_BLNH, cache, place, c.pattern, marked, scale)
+      else:
+        held = caches.look(cache, place, entries)
+        k_BMKH, v_BMKH, _ = held.memory
+        attend = lambda mask_BLM: attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
+        o_BLNH = over_memory(attend, place, held, k_BMKH.shape[1], c.pattern, marked)
     out = w('out', (c.heads, c.head, D), ('heads', 'head', 'embed'))
     return matmul('BLNH,NHD->BLD', o_BLNH, out), cache

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from r1jax.kernels.attention import attention, latent_attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
+from r1jax.model import pool
 from r1jax.model.attend import over_batch, over_memory
 from r1jax.model.config import MLA
 from r1jax.model.keys import entry, marks, weighed
@@ -60,6 +61,12 @@ def expanded(
   return attention(jnp.concatenate(q, -1), *made, mask_BLM, scale)
 
 
+def latent_query(q: Query, k_up_RNH: jax.Array) -> jax.Array:
+  """Queries that meet [latent; rotated key] itself."""
+  q_BLNR = matmul('BLNH,RNH->BLNR', q.nope_BLNH, k_up_RNH)
+  return jnp.concatenate([q_BLNR, q.rope_BLNP], -1)
+
+
 def absorbed(
   q: Query,
   kv_BMC: jax.Array,
@@ -69,9 +76,7 @@ def absorbed(
   scale: float,
 ) -> jax.Array:
   """The same numbers with the memory as the one key-value head; the value's last P are dropped."""
-  q_BLNR = matmul('BLNH,RNH->BLNR', q.nope_BLNH, k_up_RNH)
-  queries = jnp.concatenate([q_BLNR, q.rope_BLNP], -1)
-  o_BLNC = latent_attention(queries, kv_BMC, mask_BLM, scale)
+  o_BLNC = latent_attention(latent_query(q, k_up_RNH), kv_BMC, mask_BLM, scale)
   return matmul('BLNR,RNV->BLNV', o_BLNC[..., : k_up_RNH.shape[0]], v_up_RNV)
 
 
@@ -119,14 +124,20 @@ class LatentAttention(nn.Module):
       o_BLNV = over_batch(jnp.concatenate(q, -1), *made, place, c.pattern, marked, scale)
     else:
       entries = caches.LatentCache(kv_BMC, entry(marked, x_BLD.dtype))
-      cache, held = caches.update(cache, place, entries)
-      (kv_BMC, _), L = held.memory, x_BLD.shape[1]
-      M = kv_BMC.shape[1]
-      # A dense cache meets a whole prompt, which is expanded as in training, or one token.
-      short = L == 1 or (place.table_BT is not None and absorbed_is_cheaper(c, L, M))
-      execution = absorbed if short else expanded
-      attend = lambda mask_BLM: execution(q, kv_BMC, mask_BLM, k_up, v_up, scale)
-      o_BLNV = over_memory(attend, place, held, M, c.pattern, marked)
+      cache = caches.put(cache, place, entries, c.pattern)
+      if pool.serves(cache, place, c.pattern):
+        o_BLNR = pool.over_pool(
+          latent_query(q, k_up), cache, place, c.pattern, marked, scale, c.kv_latent
+        )
+        o_BLNV = matmul('BLNR,RNV->BLNV', o_BLNR, v_up)
+      else:
+        held, L = caches.look(cache, place, entries), x_BLD.shape[1]
+        kv_BMC, M = held.memory.kv_nBMC, held.memory.kv_nBMC.shape[1]
+        # A dense cache meets a whole prompt, which is expanded as in training, or one token.
+        short = L == 1 or (place.table_BT is not None and absorbed_is_cheaper(c, L, M))
+        execution = absorbed if short else expanded
+        attend = lambda mask_BLM: execution(q, kv_BMC, mask_BLM, k_up, v_up, scale)
+        o_BLNV = over_memory(attend, place, held, M, c.pattern, marked)
     return matmul(
       'BLNV,NVD->BLD', o_BLNV, w('out', (c.heads, c.value, D), ('heads', 'head', 'embed'))
     ), cache
