@@ -116,7 +116,7 @@ def most(pattern: Hybrid, length: int) -> int:
   """How many key tokens queries of one sequence of `length` can ever see."""
   if length < 1:
     raise ValueError(
-      f'key tokens in a ring, of sequences of {length}: say how long sequences get at most'
+      f'key tokens of sequences of {length} tokens: say how many they have at most (`longest`)'
     )
   return max(room(length - 1, pattern), 1)
 

@@ -39,6 +39,7 @@ from r1jax.model.types import Place
 from r1jax.sharding import rules
 
 PAGE = 64  # places of a slot's page, at most
+LONG = 1024  # positions of a memory of heads that is read in place on a CPU too
 
 
 class Read(NamedTuple):
@@ -64,24 +65,43 @@ class Read(NamedTuple):
 
 def _keys_and_values(arrays: tuple) -> tuple[tuple[Stack, ...], tuple[Stack, ...] | None]:
   """Of a latent cache the values are the keys' first numbers; candidates are neither."""
-  grouped = jax.tree.leaves(arrays[0])[0].ndim == 5
-  return (arrays[0], arrays[1]) if grouped else (arrays[0], None)
+  return (arrays[0], arrays[1]) if _grouped(arrays) else (arrays[0], None)
+
+
+def _grouped(arrays: tuple) -> bool:
+  """Keys and values of heads, not latents."""
+  return jax.tree.leaves(arrays[0])[0].ndim == 5
 
 
 def serves(cache: Cache, place: Place, pattern: Pattern, platform: str | None = None) -> bool:
   """Whether a step reads the pool itself; else it gathers the memory and masks it."""
-  platform = platform or jax.default_backend()
-  match cache, pattern:
-    case _ if place.positions_BL.shape[1] > 1:
-      return False
-    case Ring() | Pinned(), _:
+  if place.positions_BL.shape[1] > 1:
+    return False
+  match cache:
+    case Ring() | Pinned():
       return True
-    case Pages(), Full():
-      return platform != 'cpu'
-    case Pages(), Window(w) | Hybrid(w):
-      return platform != 'cpu' or 2 * pages_of_window(w, _size(cache)) <= place.table_BT.shape[1]
+    case Pages():
+      T = place.table_BT.shape[1]
+      platform = platform or jax.default_backend()
+      return platform != 'cpu' or _cheaper(_grouped(cache.arrays), T, _size(cache), pattern)
     case _:
       return False
+
+
+def _cheaper(grouped: bool, pages: int, size: int, pattern: Pattern) -> bool:
+  """On CPU: whether lists beat the copy over tables of so many pages.
+
+  Reading all of it they do over a long memory of heads, where the copy is laid out anew to be
+  multiplied, but not over latents: `python -m tests.benchmarks.decode --only=paths` shows both.
+  """
+  match pattern:
+    case Full():
+      return grouped and pages * size > LONG
+    case Window(w):
+      seen = pages_of_window(w, size) * size
+    case Hybrid(w):
+      seen = pages_of_window(w, size) * size + keys.most(pattern, pages * size)
+  return 2 * seen <= pages * size
 
 
 def over_pool(

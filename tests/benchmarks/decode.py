@@ -59,7 +59,9 @@ MODELS = {
 
 def patterned(cfg: ModelConfig, pattern: Pattern) -> ModelConfig:
   """The model with this pattern in all layers; a fifth of the tokens may be key tokens."""
-  change = lambda l: dataclasses.replace(l, attention=dataclasses.replace(l.attention, pattern=pattern))
+  change = lambda l: dataclasses.replace(
+    l, attention=dataclasses.replace(l.attention, pattern=pattern)
+  )
   layers = tuple(map(change, cfg.layers))
   ids = tuple(range(0, cfg.vocab, 5))
   return dataclasses.replace(cfg, layers=layers, mtp=(), key_ids=ids, remat='none')
