@@ -136,17 +136,17 @@ def test_key_tokens_are_pinned_with_their_positions():
   # Room for (t + 2) / 2: token 11 comes too early.
   assert pinned(cache) == ([0, 3, 4, none, none], [10, 13, 14, 0, 0])
   refused = put(cache, 5, [25, 26], {25, 26})
-  assert pinned(refused)[0] == [0, 3, 4, 5, none]
+  assert pinned(refused)[0] == [0, 3, 4, 6, none]
   cache = put(refused, 5, [15], {})
   assert pinned(cache)[0] == [0, 3, 4, none, none]
   cache = put(cache, 6, [16, 17, 18], {17, 18})
   assert pinned(cache) == ([0, 3, 4, 7, none], [10, 13, 14, 17, 0])  # there are four slots
-  held = caches.look(cache, Place(np.int32([[0], [9]]), np.int32([[0], [1]]), np.int32(0)),
+  held = caches.look(cache, Place(np.int32([[0], [8]]), np.int32([[0], [1]]), np.int32(0)),
                      LatentCache(jnp.zeros((2, 1, 12)), jnp.zeros((2, 1, 1))))  # fmt: skip
-  np.testing.assert_array_equal(held.positions_BM[1], [6, 7, 8, 9, 4, 5, 0, 3, 4, 7, -1])
+  np.testing.assert_array_equal(held.positions_BM[1], [6, 7, 8, 3, 4, 5, 0, 3, 4, 7, -1])
   np.testing.assert_array_equal(held.memory.candidate_nBM1[1, :, 0], [0] * 6 + [1] * 5)
   np.testing.assert_array_equal(
-    held.memory.kv_nBMC[1, :, 0], [16, 17, 18, 0, 14, 15, 10, 13, 14, 17, 0]
+    held.memory.kv_nBMC[1, :, 0], [16, 17, 18, 13, 14, 15, 10, 13, 14, 17, 0]
   )
   again = put(cache, 0, [30, 31], {30, 31})
   assert pinned(again)[0] == [0, none, none, none, none]
