@@ -148,10 +148,17 @@ def _paged(arrays: tuple, size: int) -> tuple:
   return jax.tree.map(lambda x: x.reshape(len(x), -1, size, *x.shape[3:]), arrays)
 
 
+def _slots(place: Place) -> jax.Array:
+  """Each row's slot, by the numbers of its shard."""
+  if place.slots_B is not None:
+    return place.slots_B
+  return rules.by_rows(lambda x_BL: jnp.cumsum(jnp.ones_like(x_BL[:, 0])) - 1, place.positions_BL)
+
+
 def _ring(arrays: tuple, place: Place, newest_B: jax.Array, window: int) -> tuple[tuple, Visible]:
   R = jax.tree.leaves(arrays)[0].shape[2]
   size = page_of(R)
-  return _paged(arrays, size), visible_ring(caches.slots_of(place), newest_B, R, size, window)
+  return _paged(arrays, size), visible_ring(_slots(place), newest_B, R, size, window)
 
 
 def _pins(cache: Pinned, place: Place, last_B: jax.Array) -> tuple[tuple, Visible]:
@@ -160,7 +167,7 @@ def _pins(cache: Pinned, place: Place, last_B: jax.Array) -> tuple[tuple, Visibl
   count_B = ((at_BG >= 0) & (at_BG <= last_B[:, None])).sum(1)
   G = at_BG.shape[1]
   size = page_of(G)
-  table_BT = caches.slots_of(place)[:, None] * (G // size) + jnp.arange(G // size)
+  table_BT = _slots(place)[:, None] * (G // size) + jnp.arange(G // size)
   return _paged(cache.arrays, size), visible_full(table_BT, count_B - 1, size)
 
 
