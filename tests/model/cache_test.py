@@ -222,12 +222,20 @@ def in_pages(params, cfg, token_B, position_B, live_B, cache):
 STEPS = {
   'dense': (decode, lambda cfg, batch: caches.empty(cfg, batch, 2048)),
   'pages': (in_pages, lambda cfg, batch: caches.paged(cfg, batch * 128, 16)),
+  'slots': (in_pages, lambda cfg, batch: caches.paged(cfg, 0, 16, None, batch, 512, 2048)),
 }
+SHARE = Hybrid(64, KeyTokens(0.25))
 
 
-@pytest.mark.parametrize('kind', STEPS)
-@pytest.mark.parametrize('layer', [LATENT, GROUPED], ids=['MLA', 'GQA'])
-def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind):
+@pytest.mark.parametrize('layer, kind, pattern', [
+  (LATENT, 'dense', None), (GROUPED, 'dense', None), (LATENT, 'pages', None),
+  (GROUPED, 'pages', None), (LATENT, 'pages', SHARE), (GROUPED, 'slots', SHARE),
+  (LATENT, 'slots', Window(64)),
+])  # fmt: skip
+def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind, pattern):
+  if pattern is not None:
+    attention = dataclasses.replace(layer.attention, pattern=pattern)
+    layer = dataclasses.replace(layer, attention=attention)
   cfg, batch = ModelConfig(64, 32, (layer,) * 16, remat='none'), 8
   one, begin = STEPS[kind]
   init = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), dummy_inputs(cfg))

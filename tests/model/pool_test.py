@@ -209,3 +209,5 @@ def test_on_a_mesh_each_shard_reads_its_own(name):
     run = run.lower(args[0], there, *args[1:]).compile()
     got = run(args[0], there, *args[1:])
   np.testing.assert_allclose(got, np.concatenate(want), rtol=1e-5, atol=1e-5)
+  for sent in ('all-gather', 'all-reduce', 'all-to-all', 'collective', 'reduce-scatter'):
+    assert sent not in run.as_text()
