@@ -100,12 +100,18 @@ def over_memory(
   at = place.positions_BL, place.segments_BL
   if not isinstance(pattern, Hybrid):
     return attend(masks.over_cache(*at, length, pattern, held.positions_BM))
-  near_BLM = masks.over_cache(*at, length, Window(pattern.window))
+  window_BLM = masks.over_cache(*at, length, Window(pattern.window), held.positions_BM)
   candidates_BM = held.memory.candidate_nBM1[..., 0] > 0.5
-  positions_BM = jnp.broadcast_to(jnp.arange(length), candidates_BM.shape)
-  chosen_BM = keys.chosen(candidates_BM, positions_BM, jnp.ones_like(positions_BM), pattern)
-  before_BLM = masks.over_cache(*at, length)
-  return masked(attend, near_BLM, before_BLM & chosen_BM[:, None], pattern, marked)
+  if held.positions_BM is None:
+    positions_BM = jnp.broadcast_to(jnp.arange(length), candidates_BM.shape)
+    chosen_BM = keys.chosen(candidates_BM, positions_BM, jnp.ones_like(positions_BM), pattern)
+    near_BLM = window_BLM
+  else:  # pinned tokens lie in the ring as well while the window holds them
+    chosen_BM = candidates_BM
+    near_BLM = window_BLM & ~chosen_BM[:, None]
+  before_BLM = masks.over_cache(*at, length, Full(), held.positions_BM)
+  far_BLM = before_BLM & ~window_BLM & chosen_BM[:, None]
+  return masked(attend, near_BLM, far_BLM, pattern, marked)
 
 
 def masked(

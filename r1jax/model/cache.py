@@ -1,18 +1,23 @@
 """What generation remembers: one stack a run and block, in the scan's carry, indexed by layer.
 
 MLA keeps the latent and the rotated key only (R + P numbers a token and layer: 576 for V3, where
-expanded keys and values would be 40,960). Three kinds of cache behind one `update`:
+expanded keys and values would be 40,960). Four kinds of cache behind `put` and `look`:
 
-    dense  LatentCache, KVCache [n, B, M, …]     slot m of row b holds position m of its sequence
-    Pages  [n, P, S, …]                          place p % S of page table[p // S] holds position p
-    Ring   [n, slots, R, …]                      place p % R of the row's slot holds position p
+    dense   LatentCache, KVCache [n, B, M, …]    slot m of row b holds position m of its sequence
+    Pages   [n, P, S, …]                         place p % S of page table[p // S] holds position p
+    Ring    [n, slots, R, …]                     place p % R of the row's slot holds position p
+    Pinned  a ring, and [n, slots, G, …]         place g holds the row's g-th key token
 
 A page is S positions of one sequence in all layers; the table is the same for every layer, and
 several rows may read a page. Ring is for layers with a window w: R ≥ w + the longest chunk − 1, and
-bytes do not grow with the sequence. What a place holds follows from the row's newest position, so
-the sequence must have been computed from position 0 in its slot: a prefix that lies in shared pages
-is not in the ring. Padding (segment 0) and positions beyond the table or the slots write nothing;
-what lies past the newest position of a row is read as 0, whatever was left there, NaN too.
+bytes do not grow with the sequence. Pinned is for hybrid layers, whose key tokens outlive the ring:
+they are copied aside as they come, with their positions, so that bytes grow with them alone. What
+is written at a position ends what the slot knew from there on: a sequence that begins anew and
+drafts that were refused need no clearing. What a place of a ring holds follows from the row's
+newest position, so the sequence must have been computed from position 0 in its slot: a prefix that
+lies in shared pages is not there. Padding (segment 0) and positions beyond the table or the slots
+write nothing; what lies past the newest position of a row is read as 0, whatever was left there,
+NaN too.
 
 In int8 a vector is values x̂ and one bf16 scale s: x̂ = round(x / s), s = max|x| / 126.5 (rounding
 s to bf16 must not lift x / s above 127.5), so that |x − s·x̂| ≤ s/2. Of MLA the latent and the
@@ -22,8 +27,9 @@ rotated key have a scale each, of GQA each head of keys and of values. Bytes a t
     SmolLM2-135M        30 · 2·3·(64+2)     =     11,880     bf16 23,040, 0.516     fp32 46,080
     R1-Distill-Qwen-7B  28 · 2·4·(128+2)    =     29,120     bf16 57,344, 0.508
 
-Cost of an update, a layer: one scatter of B·L entries, and of pages or ring one gather of B·T·S
-(B·R) that writes a copy in the activations' dtype; dense memory is sliced.
+Cost of `put`, a layer: one scatter of B·L entries. Of `look`: of pages or ring one gather of B·T·S
+(B·R) that writes a copy in the activations' dtype; dense memory is sliced. One query a row needs no
+`look` (model/pool.py).
 
 On a mesh rows, pages and slots are split over the batch axes, d shards: shard i holds rows
 i·B/d … (i+1)·B/d − 1 of a batch and pages i·P/d … (i+1)·P/d − 1 of the pool, and numbers in its
@@ -43,6 +49,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core.errors import UserError
+from r1jax.kernels.paged.memory import Int8, Stack
+from r1jax.model import keys
 from r1jax.model.config import (
   GQA,
   MLA,
@@ -62,6 +70,7 @@ from r1jax.sharding.place import check_rows
 
 Stored = Literal['float32', 'bfloat16', 'int8']
 STEPS = 126.5  # of int8 to each side
+NONE = np.int32(np.iinfo(np.int32).max)  # the position of what is not pinned
 
 
 class LatentCache(NamedTuple):
@@ -85,16 +94,6 @@ class KVCache(NamedTuple):
   index_nBMI: jax.Array | None = None
 
 
-class Int8(NamedTuple):
-  """Vectors (the last axis) of one scale each."""
-
-  values: jax.Array
-  scale: jax.Array
-
-
-Stack = jax.Array | Int8
-
-
 class Pages(NamedTuple):
   """For each array of a dense cache the stacks [n, P, S, …] that side by side make its last axis.
 
@@ -110,8 +109,30 @@ class Ring(NamedTuple):
   arrays: tuple[tuple[Stack, ...], ...]
 
 
+class Pinned(NamedTuple):
+  """A ring, and the key tokens of each slot in order: positions ascend, NONE behind the last."""
+
+  ring: tuple[tuple[Stack, ...], ...]
+  arrays: tuple[tuple[Stack, ...], ...]
+  positions_nBG: jax.Array
+
+
+class Candidates(NamedTuple):
+  """Of the entries of a hybrid layer this alone."""
+
+  candidate_nBM1: jax.Array
+
+
+class IndexKeys(NamedTuple):
+  """Of the entries of a layer with an indexer this alone."""
+
+  index_nBMI: jax.Array
+
+
 Entries = LatentCache | KVCache
-Cache = Entries | Pages | Ring
+Last = Candidates | IndexKeys  # of the arrays of such a layer's pages
+Pool = Pages | Ring | Pinned
+Cache = Entries | Pool
 
 
 class Blocked(NamedTuple):
@@ -173,10 +194,12 @@ def paged(
   dtype: Stored | None = None,
   slots: int = 0,
   ring: int = 0,
-) -> tuple[tuple[Pages | Ring | Blocked, ...], ...]:
+  longest: int = 0,
+) -> tuple[tuple[Pool | Blocked, ...], ...]:
   """Zeros, like `empty`: `pages` of `size` positions, in the activations' dtype if None is given.
 
-  ring: with R > 0, layers with a window keep the last R positions for each of `slots` instead.
+  ring: with R > 0, layers with a window keep the last R positions for each of `slots` instead;
+  hybrid ones also as many key tokens as sequences of `longest` can have, rounded up to `size`.
   """
   dtype = dtype or cfg.dtype
   if dtype not in Stored.__args__:
@@ -190,18 +213,27 @@ def paged(
       return Int8(jnp.zeros((*lead, shape[-1]), dtype), jnp.zeros(lead, jnp.bfloat16))
     return jnp.zeros((*lead, shape[-1]), dtype)
 
-  def one(spec: MLA | GQA, n: int, size: int = size) -> Pages | Ring | Blocked:
-    if isinstance(spec.pattern, Blocks):
-      if size % (stride := spec.pattern.stride):
+  def one(spec: MLA | GQA, n: int, size: int = size) -> Pool | Blocked:
+    shapes = _shapes(spec, dtype == 'int8')
+    make = lambda *lead: tuple(tuple(zeros((n, *lead), s) for s in array) for array in shapes)
+    match spec.pattern:
+      case Blocks(stride=stride) if size % stride:
         raise UserError(
           f'pages of {size} positions under Blocks with stride={stride}; a page holds whole '
           'strides: choose a multiple of it'
         )
-      plain = functools.partial(one, dataclasses.replace(spec, pattern=Full()), n)
-      return Blocked(plain(), plain(), plain(), plain(size // stride))
-    rings = ring > 0 and isinstance(spec, GQA) and isinstance(spec.pattern, Window)
-    kind, lead = (Ring, (n, slots, ring)) if rings else (Pages, (n, pages, size))
-    return kind(tuple(tuple(zeros(lead, s) for s in a) for a in _shapes(spec, dtype == 'int8')))
+      case Blocks(stride=stride):
+        plain = functools.partial(one, dataclasses.replace(spec, pattern=Full()), n)
+        return Blocked(plain(), plain(), plain(), plain(size // stride))
+      case Window() if ring:
+        return Ring(make(slots, ring))
+      case Hybrid() if ring:
+        shapes = shapes[:-1]  # whether a token is a key token is settled when it comes
+        places = -(-keys.most(spec.pattern, longest) // size) * size
+        positions_nBG = jnp.full((n, slots, places), NONE)
+        return Pinned(make(slots, ring), make(slots, places), positions_nBG)
+      case _:
+        return Pages(make(pages, size))
 
   return tuple(tuple(one(l.attention, r.repeats) for l in r.period) for r in runs(cfg.layers))
 
@@ -220,12 +252,12 @@ def _shapes(spec: MLA | GQA, parted: bool) -> tuple[tuple[tuple[int, ...], ...],
 
 def shardings(mesh: jax.sharding.Mesh, cache: Any) -> Any:
   """Where what `paged` makes lives, abstract or not: a NamedSharding an array."""
-  is_kind = lambda x: isinstance(x, Pages | Ring)
+  is_kind = lambda x: isinstance(x, Pool)
   specs = jax.tree.map(lambda c: _specs(c, mesh), cache, is_leaf=is_kind)
   return jax.tree.map(lambda p: jax.sharding.NamedSharding(mesh, p), specs)
 
 
-def _specs(cache: Pages | Ring, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
+def _specs(cache: Pool, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
   """A PartitionSpec an array; a pool that does not divide over the shards is an error."""
   count = jax.tree.leaves(cache)[0].shape[1]
   shards = rules.axis_size(table := rules.ACTIVATIONS['batch'], dict(mesh.shape))
@@ -251,6 +283,17 @@ def bytes_a_token(cfg: ModelConfig, dtype: Stored | None = None) -> int:
   return -(-sum(x.size * x.dtype.itemsize for x in leaves) // size)
 
 
+def bytes_of(
+  cfg: ModelConfig, length: int, dtype: Stored | None = None, ring: int = 0, size: int = 64
+) -> int:
+  """Of one sequence of `length`, over all layers, scales and what is left free of a page included.
+
+  ring: as `paged` has it.
+  """
+  make = lambda: paged(cfg, -(-length // size), size, dtype, 1, ring, length)
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(make)))
+
+
 def write(
   stack_nBM: jax.Array, layer: jax.Array, slots_BL: jax.Array, values_BL: jax.Array
 ) -> jax.Array:
@@ -264,26 +307,54 @@ def read(stack_nBM: jax.Array, layer: jax.Array) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(stack_nBM, layer, 0, keepdims=False)
 
 
-def update(cache: Cache, place: Place, new: Entries) -> tuple[Cache, Held]:
-  """Writes new entries (without the layer axis); returns the cache and what the rows may see.
+def update(
+  cache: Cache, place: Place, new: Entries, pattern: Pattern | None = None
+) -> tuple[Cache, Held]:
+  """Writes new entries (without the layer axis); returns the cache and what the rows may see."""
+  cache = put(cache, place, new, pattern)
+  return cache, look(cache, place, new)
+
+
+def put(cache: Cache, place: Place, new: Entries, pattern: Pattern | None = None) -> Cache:
+  """Writes new entries; pattern: whose key tokens are pinned.
 
   The dense cache writes padding too: decoding overwrites it before anything sees it.
   """
   match cache:
     case Pages():
-      return _on_shards(_update_pages, cache, place, new)
+      return _on_shards(_put_pages, 'pool', cache, place, new)
     case Ring():
-      return _on_shards(_update_ring, cache, place, new)
+      return _on_shards(_put_ring, 'pool', cache, place, new)
+    case Pinned():
+      return _on_shards(functools.partial(_put_pinned, pattern=pattern), 'pool', cache, place, new)
     case _:
       at = place.layer, place.positions_BL
-      cache = jax.tree.map(lambda c, x: write(c, *at, x), cache, new)
-      return cache, Held(jax.tree.map(lambda c: read(c, place.layer), cache))
+      return jax.tree.map(lambda c, x: write(c, *at, x), cache, new)
+
+
+def look(cache: Cache, place: Place, like: Entries | Last) -> Held:
+  """What the rows may see, as entries like these; of pages the last array alone, if asked."""
+  match cache:
+    case Pages():
+      part = cache.arrays[-1:] if isinstance(like, Last) else cache.arrays
+      return _on_shards(_look_pages, 'held', Pages(part), place, like)
+    case Ring():
+      return _on_shards(_look_ring, 'held', cache, place, like)
+    case Pinned():
+      return _on_shards(_look_pinned, 'held', cache, place, like)
+    case _:
+      return Held(jax.tree.map(lambda c: read(c, place.layer), cache))
+
+
+def pinned_at(cache: Pinned, place: Place) -> jax.Array:
+  """Positions [B, G] of the rows' key tokens, ascending; NONE behind the last."""
+  return _on_shards(lambda *given: _positions(*given[:2]), 'rows', cache, place, None)
 
 
 def _on_shards(
-  one: Callable, cache: Pages | Ring, place: Place, new: Entries
-) -> tuple[Pages | Ring, Held]:
-  """An update over the mesh in context, each shard of itself; without a mesh, of this device."""
+  one: Callable, gives: Literal['pool', 'held', 'rows'], cache: Pool, place: Place, new: Any
+) -> Any:
+  """one(cache, place, new) over the mesh in context, each shard of itself; without one, here."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return one(cache, place, new)
@@ -293,32 +364,94 @@ def _on_shards(
   entries = jax.tree.map(lambda x: rules.fitting(x.shape[:-1], names[: x.ndim - 1], mesh), new)
   pool = _specs(cache, mesh)
   places = Place(rows, rows, jax.P(), rows, rows)
-  run = jax.shard_map(one, in_specs=(pool, places, entries), out_specs=(pool, Held(entries, rows)))
-  return run(cache, place, new)
+  out = {'pool': pool, 'held': Held(entries, rows), 'rows': rows}[gives]
+  run = jax.shard_map(one, in_specs=(pool, places, entries), out_specs=out)
+  return run(cache, place._replace(listed_BL=None), new)
 
 
-def _update_pages(cache: Pages, place: Place, new: Entries) -> tuple[Pages, Held]:
+def _put_pages(cache: Pages, place: Place, new: Entries) -> Pages:
+  table_BT, P, S = _table(cache, place)
+  page_BL = jnp.take_along_axis(table_BT, place.positions_BL // S, 1, mode='fill', fill_value=P)
+  page_BL = jnp.where(place.segments_BL > 0, page_BL, P)
+  return Pages(_put(cache.arrays, (place.layer, page_BL, place.positions_BL % S), new))
+
+
+def _look_pages(cache: Pages, place: Place, like: Entries | Last) -> Held:
+  table_BT, _, S = _table(cache, place)
+  known_BM = jnp.arange(table_BT.shape[1] * S) <= newest(place)[:, None]
+  return Held(_get(cache.arrays, (place.layer, table_BT), known_BM, like))
+
+
+def _table(cache: Pages, place: Place) -> tuple[jax.Array, int, int]:
+  """Each row's pages, P where there is none: a negative index would wrap."""
   if place.table_BT is None:
     raise ValueError("pages need each row's table: give Inputs.table_BT")
   _, P, S = jax.tree.leaves(cache)[0].shape[:3]
-  table_BT = jnp.where(place.table_BT < 0, P, place.table_BT)  # a negative index would wrap
-  page_BL = jnp.take_along_axis(table_BT, place.positions_BL // S, 1, mode='fill', fill_value=P)
-  page_BL = jnp.where(place.segments_BL > 0, page_BL, P)
-  cache = Pages(_put(cache.arrays, (place.layer, page_BL, place.positions_BL % S), new))
-  known_BM = jnp.arange(table_BT.shape[1] * S) <= newest(place)[:, None]
-  return cache, Held(_get(cache.arrays, (place.layer, table_BT), known_BM, new))
+  return jnp.where(place.table_BT < 0, P, place.table_BT), P, S
 
 
-def _update_ring(cache: Ring, place: Place, new: Entries) -> tuple[Ring, Held]:
+def slots_of(place: Place) -> jax.Array:
+  """Each row's slot."""
+  return jnp.arange(len(place.positions_BL)) if place.slots_B is None else place.slots_B
+
+
+def _put_ring(cache: Ring, place: Place, new: Entries) -> Ring:
   R = jax.tree.leaves(cache)[0].shape[2]
-  slots_B = jnp.arange(len(place.positions_BL)) if place.slots_B is None else place.slots_B
   place_BL = jnp.where(place.segments_BL > 0, place.positions_BL % R, R)
-  cache = Ring(_put(cache.arrays, (place.layer, slots_B[:, None], place_BL), new))
-  newest_B1 = newest(place)[:, None]
+  return Ring(_put(cache.arrays, (place.layer, slots_of(place)[:, None], place_BL), new))
+
+
+def _look_ring(cache: Ring, place: Place, like: Entries) -> Held:
+  R, newest_B1 = jax.tree.leaves(cache)[0].shape[2], newest(place)[:, None]
   # The latest position at this place that is not past the newest: others have been overwritten.
   positions_BM = newest_B1 - (newest_B1 - jnp.arange(R)) % R
-  held = _get(cache.arrays, (place.layer, slots_B), positions_BM >= 0, new)
-  return cache, Held(held, positions_BM)
+  held = _get(cache.arrays, (place.layer, slots_of(place)), positions_BM >= 0, like)
+  return Held(held, positions_BM)
+
+
+def _put_pinned(cache: Pinned, place: Place, new: Entries, pattern: Hybrid) -> Pinned:
+  R, L = jax.tree.leaves(cache.ring)[0].shape[2], place.positions_BL.shape[1]
+  if (need := pattern.window + L - 1) > R:
+    raise ValueError(
+      f'a ring of {R} positions under a window of {pattern.window} and chunks of {L}; it needs '
+      f'{need}, or shorter chunks'
+    )
+  (_, slots, G), there_BL = cache.positions_nBG.shape, place.segments_BL > 0
+  first_B1 = jnp.where(there_BL, place.positions_BL, NONE).min(1, keepdims=True)
+  had_BG = _positions(cache, place)
+  had_BG = jnp.where((had_BG >= 0) & (had_BG < first_B1), had_BG, NONE)
+  had_B = (had_BG < NONE).sum(1)
+  candidates_BL = (new.candidate_nBM1[..., 0] > 0.5) & there_BL
+  count_BL = keys.counted(candidates_BL, place.positions_BL, there_BL, had_B, pattern)
+  taken_BL = jnp.diff(count_BL, axis=1, prepend=had_B[:, None]) > 0
+  to_BL = jnp.where(taken_BL, count_BL - 1, G)
+  rows_B1 = jnp.arange(len(to_BL))[:, None]
+  has_BG = had_BG.at[rows_B1, to_BL].set(place.positions_BL, mode='drop')
+  slots_B = slots_of(place)
+  slot_B = jnp.where(there_BL.any(1), slots_B, slots)
+  return Pinned(
+    _put_ring(Ring(cache.ring), place, new).arrays,
+    _put(cache.arrays, (place.layer, slots_B[:, None], to_BL), new),
+    cache.positions_nBG.at[place.layer, slot_B].set(has_BG, mode='drop'),
+  )
+
+
+def _look_pinned(cache: Pinned, place: Place, like: Entries) -> Held:
+  """The ring, and behind it what is pinned, marked by candidate = 1."""
+  bare, at_BG = like._replace(candidate_nBM1=None), _positions(cache, place)
+  near = _look_ring(Ring(cache.ring), place, bare)
+  known_BG = (at_BG >= 0) & (at_BG <= newest(place)[:, None])
+  far = _get(cache.arrays, (place.layer, slots_of(place)), known_BG, bare)
+  memory = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), near.memory, far)
+  positions_BM = jnp.concatenate([near.positions_BM, jnp.where(known_BG, at_BG, -1)], 1)
+  pinned_M = jnp.arange(positions_BM.shape[1]) >= near.positions_BM.shape[1]
+  pinned_BM1 = jnp.broadcast_to(pinned_M, positions_BM.shape)[..., None]
+  return Held(memory._replace(candidate_nBM1=pinned_BM1.astype(near.memory[0].dtype)), positions_BM)
+
+
+def _positions(cache: Pinned, place: Place) -> jax.Array:
+  """Of what the rows' slots have pinned."""
+  return cache.positions_nBG.at[place.layer, slots_of(place)].get(mode='fill', fill_value=NONE)
 
 
 def newest(place: Place) -> jax.Array:
@@ -340,7 +473,7 @@ def _put(arrays: tuple, at: tuple, new: Entries) -> tuple:
   return tuple(map(each, arrays, (x for x in new if x is not None)))
 
 
-def _get(arrays: tuple, at: tuple, known_BM: jax.Array, like: Entries) -> Entries:
+def _get(arrays: tuple, at: tuple, known_BM: jax.Array, like: Entries | Last) -> Entries | Last:
   """Gathers pages or slots as x_BM… of the dtype and trailing shape of `like`; 0 where unknown."""
 
   def one(stack: Stack, dtype: jnp.dtype) -> jax.Array:

@@ -12,11 +12,11 @@ import jax
 from r1jax.kernels.attention import attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
-from r1jax.model import indexer
+from r1jax.model import indexer, pool
 from r1jax.model.attend import over_batch, over_memory
 from r1jax.model.config import GQA, TopK
 from r1jax.model.indexer import Attended, indexed
-from r1jax.model.keys import entry, marks, weighed
+from r1jax.model.keys import Marks, entry, marks, weighed
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.rope import rotate, softmax_scale
 from r1jax.model.types import Kept, Place
@@ -58,21 +58,58 @@ class GroupedQueryAttention(nn.Module):
     q_BLNH, k_BLKH = (rotate(x, place.positions_BL, c.rotary) for x in (q_BLNH, k_BLKH))
     marked = marks(self, x_BLD, place)
     v_BLKH = weighed(v_BLKH, marked)
-    scale = softmax_scale(c.rotary, c.head)
     index = indexed(c, x_BLD, x_BLD, place)
-    held, keys, term, (k_BMKH, v_BMKH) = None, None, None, (k_BLKH, v_BLKH)
-    if cache is not None:
-      entries = caches.KVCache(k_BLKH, v_BLKH, entry(marked, x_BLD.dtype), index and index.k_BLI)
-      cache, held = caches.update(cache, place, entries)
-      k_BMKH, v_BMKH = held.memory[:2]
-    attend = lambda mask_BLM: attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
-    if isinstance(c.pattern, TopK):
-      a = Attended(q_BLNH, k_BMKH, v_BMKH, c.head, scale, *indexer.places(place, held))
-      o_BLNH, keys, term = indexer.attend(a, attend, index, held, place, c.pattern, chosen_BLT)
-    elif cache is None:
-      o_BLNH = over_batch(q_BLNH, k_BLKH, v_BLKH, place, c.pattern, marked, scale)
-      term = indexer.watching(index, q_BLNH, k_BLKH, scale, place)
+    if cache is None:
+      o_BLNH, kept = over_itself(c, q_BLNH, k_BLKH, v_BLKH, place, marked, index, chosen_BLT)
     else:
-      o_BLNH = over_memory(attend, place, held, k_BMKH.shape[1], c.pattern, marked)
+      entries = caches.KVCache(k_BLKH, v_BLKH, entry(marked, x_BLD.dtype), index and index.k_BLI)
+      o_BLNH, kept = over_cache(c, q_BLNH, cache, entries, place, marked, index, chosen_BLT)
     out = w('out', (c.heads, c.head, D), ('heads', 'head', 'embed'))
-    return matmul('BLNH,NHD->BLD', o_BLNH, out), Kept(cache, keys, term)
+    return matmul('BLNH,NHD->BLD', o_BLNH, out), kept
+
+
+def over_itself(
+  c: GQA,
+  q_BLNH: jax.Array,
+  k_BLKH: jax.Array,
+  v_BLKH: jax.Array,
+  place: Place,
+  marked: Marks,
+  index: indexer.Marks | None,
+  chosen_BLT: jax.Array | None,
+) -> tuple[jax.Array, Kept]:
+  """Attention of a batch over itself."""
+  scale = softmax_scale(c.rotary, c.head)
+  if isinstance(c.pattern, TopK):
+    a = Attended(q_BLNH, k_BLKH, v_BLKH, c.head, scale, *indexer.places(place))
+    masked = lambda mask_BLM: attention(q_BLNH, k_BLKH, v_BLKH, mask_BLM, scale)
+    return indexer.over_batch(a, masked, index, place, c.pattern, chosen_BLT)
+  o_BLNH = over_batch(q_BLNH, k_BLKH, v_BLKH, place, c.pattern, marked, scale)
+  return o_BLNH, Kept(index=indexer.watching(index, q_BLNH, k_BLKH, scale, place))
+
+
+def over_cache(
+  c: GQA,
+  q_BLNH: jax.Array,
+  cache: caches.Cache,
+  entries: caches.KVCache,
+  place: Place,
+  marked: Marks,
+  index: indexer.Marks | None,
+  chosen_BLT: jax.Array | None,
+) -> tuple[jax.Array, Kept]:
+  """Attention over a cache, which takes in the new entries first."""
+  scale = softmax_scale(c.rotary, c.head)
+  cache = caches.put(cache, place, entries, c.pattern)
+  if pool.serves(cache, place, c.pattern):
+    chosen = pool.choose(cache, place, c.pattern, index, chosen_BLT)
+    o_BLNH = pool.over_pool(q_BLNH, cache, place, c.pattern, marked, chosen, scale)
+    return o_BLNH, Kept(cache, chosen)
+  held = caches.look(cache, place, entries)
+  k_BMKH, v_BMKH, *_ = held.memory
+  masked = lambda mask_BLM: attention(q_BLNH, k_BMKH, v_BMKH, mask_BLM, scale)
+  if isinstance(c.pattern, TopK):
+    a = Attended(q_BLNH, k_BMKH, v_BMKH, c.head, scale, *indexer.places(place, k_BMKH.shape[1]))
+    o_BLNH, chosen = indexer.over_memory(a, masked, index, held, place, c.pattern, chosen_BLT)
+    return o_BLNH, Kept(cache, chosen)
+  return over_memory(masked, place, held, k_BMKH.shape[1], c.pattern, marked), Kept(cache)

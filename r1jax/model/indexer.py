@@ -30,7 +30,7 @@ from r1jax.model.cache import Held
 from r1jax.model.config import GQA, MLA, Indexer, TopK, Watched
 from r1jax.model.primitives import norm_scale, weight
 from r1jax.model.rope import rotate
-from r1jax.model.types import Place, Term
+from r1jax.model.types import Kept, Place, Term
 
 FEW = 512  # memory whose chosen keys are a mask: gathering them costs more
 
@@ -100,39 +100,59 @@ def indexed(cfg: MLA | GQA, x_BLD: jax.Array, q_in: jax.Array, place: Place) -> 
   return LightningIndexer(cfg, name='indexer')(x_BLD, q_in, place)
 
 
-def places(place: Place, held: Held | None) -> tuple[Tokens, Tokens]:
+def places(place: Place, memory: int | None = None) -> tuple[Tokens, Tokens]:
   """Where queries and keys stand: in their rows, or over a memory at their positions."""
-  if held is None:
-    index_BL = jnp.broadcast_to(jnp.arange(place.segments_BL.shape[1]), place.segments_BL.shape)
+  B, L = place.segments_BL.shape
+  if memory is None:
+    index_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
     return (Tokens(index_BL, place.segments_BL),) * 2
-  B, M = jax.tree.leaves(held.memory)[0].shape[:2]
-  index_BM = jnp.broadcast_to(jnp.arange(M), (B, M))
+  index_BM = jnp.broadcast_to(jnp.arange(memory), (B, memory))
   return Tokens(place.positions_BL, place.segments_BL), Tokens(index_BM, jnp.ones_like(index_BM))
 
 
-def attend(
-  a: Attended,
-  masked: Callable[[jax.Array], jax.Array],
+def choose(
   marks: Marks,
-  held: Held | None,
+  index_BMI: jax.Array,
+  at: tuple[Tokens, Tokens],
   place: Place,
   pattern: TopK,
   chosen_BLT: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, Term | None]:
-  """(o_BLNV, keys chosen, the indexer's loss) over the batch itself or a memory.
+) -> tuple[jax.Array, jax.Array]:
+  """(places of the chosen keys, −1 for none; the same as `Choices.keys`), or those of a replay."""
+  start_BL1 = (at[0].index_BM - place.positions_BL)[..., None]
+  if chosen_BLT is not None:
+    return jnp.where(chosen_BLT > 0, chosen_BLT - 1 + start_BL1, -1), chosen_BLT
+  ids_BLT = kernels.top_k(marks.q_BLJI, index_BMI, marks.w_BLJ, *at, pattern.keys)
+  return ids_BLT, jnp.where(ids_BLT < 0, 0, ids_BLT - start_BL1 + 1)
 
-  chosen_BLT: choices to replay, `Choices.keys`; over a memory there is no loss.
-  """
-  start_BL1 = (a.queries.index_BM - place.positions_BL)[..., None]
-  if chosen_BLT is None:
-    index_BMI = marks.k_BLI if held is None else held.memory.index_nBMI
-    given = marks.q_BLJI, index_BMI, marks.w_BLJ, a.queries, a.keys
-    ids_BLT = kernels.top_k(*given, pattern.keys)
-    chosen_BLT = jnp.where(ids_BLT < 0, 0, ids_BLT - start_BL1 + 1)
-  else:
-    ids_BLT = jnp.where(chosen_BLT > 0, chosen_BLT - 1 + start_BL1, -1)
-  o_BLNV = selected(a, ids_BLT, masked)
-  return o_BLNV, chosen_BLT, loss(marks, a, ids_BLT) if held is None else None
+
+def over_batch(
+  a: Attended,
+  masked: Callable[[jax.Array], jax.Array],
+  marks: Marks,
+  place: Place,
+  pattern: TopK,
+  chosen_BLT: jax.Array | None,
+) -> tuple[jax.Array, Kept]:
+  """Attention of a batch over itself; chosen_BLT: choices to replay."""
+  at = a.queries, a.keys
+  ids_BLT, chosen_BLT = choose(marks, marks.k_BLI, at, place, pattern, chosen_BLT)
+  return selected(a, ids_BLT, masked), Kept(None, chosen_BLT, loss(marks, a, ids_BLT))
+
+
+def over_memory(
+  a: Attended,
+  masked: Callable[[jax.Array], jax.Array],
+  marks: Marks,
+  held: Held,
+  place: Place,
+  pattern: TopK,
+  chosen_BLT: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+  """The same over a memory: (o_BLNV, keys chosen)."""
+  at = a.queries, a.keys
+  ids_BLT, chosen_BLT = choose(marks, held.memory.index_nBMI, at, place, pattern, chosen_BLT)
+  return selected(a, ids_BLT, masked), chosen_BLT
 
 
 def watching(
@@ -141,7 +161,7 @@ def watching(
   """The indexer's loss while the layer sees everything; None where there is no indexer."""
   if marks is None:
     return None
-  return loss(marks, Attended(q_BLNH, k_BLKH, None, 0, scale, *places(place, None)), None)
+  return loss(marks, Attended(q_BLNH, k_BLKH, None, 0, scale, *places(place)), None)
 
 
 def selected(

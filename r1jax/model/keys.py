@@ -95,6 +95,32 @@ def chosen(
   return there_BL & (count_BL > jnp.where(positions_BL == 0, 0, before_BL))
 
 
+def counted(
+  candidates_BL: jax.Array,
+  positions_BL: jax.Array,
+  there_BL: jax.Array,
+  before_B: jax.Array,
+  pattern: Hybrid,
+) -> jax.Array:
+  """c_t over neighbouring tokens of one sequence, `before` of whose earlier ones were taken.
+
+  Key tokens are where it rises. Tokens that are not there leave it as it is.
+  """
+  sum_BL = jnp.cumsum((candidates_BL & there_BL).astype(jnp.int32), 1)
+  room_BL = jnp.where(there_BL, room(positions_BL + pattern.window, pattern), 1 << 30)
+  slack_BL = jax.lax.cummin(room_BL - sum_BL, axis=1)
+  return sum_BL + jnp.minimum(before_B[:, None], slack_BL)
+
+
+def most(pattern: Hybrid, length: int) -> int:
+  """How many key tokens queries of one sequence of `length` can ever see."""
+  if length < 1:
+    raise ValueError(
+      f'key tokens of sequences of {length} tokens: say how many they have at most (`longest`)'
+    )
+  return max(room(length - 1, pattern), 1)
+
+
 def room(reach: jax.Array | int, pattern: Hybrid) -> jax.Array | int:
   """How many of `reach` positions may be key tokens; integers are the same on every device."""
   by = 1 << 12

@@ -18,14 +18,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax.core.qarray import Weight
 from r1jax.kernels.attention import attention, latent_attention
 from r1jax.kernels.matmul import matmul
 from r1jax.model import cache as caches
-from r1jax.model import indexer
+from r1jax.model import indexer, pool
 from r1jax.model.attend import over_batch, over_memory
 from r1jax.model.config import MLA, TopK
 from r1jax.model.indexer import Attended, indexed
-from r1jax.model.keys import entry, marks, weighed
+from r1jax.model.keys import Marks, entry, marks, weighed
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.rope import rotate, softmax_scale
 from r1jax.model.types import Kept, Place
@@ -36,6 +37,13 @@ class Query(NamedTuple):
 
   nope_BLNH: jax.Array
   rope_BLNP: jax.Array
+
+
+class Up(NamedTuple):
+  """What makes keys and values of latents."""
+
+  k_RNH: Weight
+  v_RNV: Weight
 
 
 def keys_and_values(
@@ -119,34 +127,84 @@ class LatentAttention(nn.Module):
     marked = marks(self, x_BLD, place)
     latent = weighed(latent, marked)
     k_rope = rotate(kv_BLR[:, :, None, c.kv_latent :], place.positions_BL, c.rotary)[:, :, 0]
-    k_up = w('k_up', (c.kv_latent, c.heads, c.nope), ('latent', 'heads', 'head'))
-    v_up = w('v_up', (c.kv_latent, c.heads, c.value), ('latent', 'heads', 'head'))
-    scale = softmax_scale(c.rotary, c.nope + c.rope)
+    up = Up(
+      w('k_up', (c.kv_latent, c.heads, c.nope), ('latent', 'heads', 'head')),
+      w('v_up', (c.kv_latent, c.heads, c.value), ('latent', 'heads', 'head')),
+    )
     kv_BMC = jnp.concatenate([latent, k_rope], -1)
     index = indexed(c, x_BLD, q_in, place)
-    held, keys, term = None, None, None
-    if cache is not None:
-      entries = caches.LatentCache(kv_BMC, entry(marked, x_BLD.dtype), index and index.k_BLI)
-      cache, held = caches.update(cache, place, entries)
-      kv_BMC = held.memory.kv_nBMC
-    L, M = x_BLD.shape[1], kv_BMC.shape[1]
-    if isinstance(c.pattern, TopK):
-      at = indexer.places(place, held)
-      a = Attended(to_latents(q, k_up), kv_BMC[:, :, None], None, c.kv_latent, scale, *at)
-      masked = lambda mask_BLM: latent_attention(a.q_BLNH, kv_BMC, mask_BLM, scale)
-      o_BLNR, keys, term = indexer.attend(a, masked, index, held, place, c.pattern, chosen_BLT)
-      o_BLNV = matmul('BLNR,RNV->BLNV', o_BLNR[..., : c.kv_latent], v_up)
-    elif cache is None:
-      made = keys_and_values(kv_BMC, k_up, v_up)
-      queries = jnp.concatenate(q, -1)
-      o_BLNV = over_batch(queries, *made, place, c.pattern, marked, scale)
-      term = indexer.watching(index, queries, made[0], scale, place)
+    if cache is None:
+      o_BLNV, kept = over_itself(c, q, kv_BMC, up, place, marked, index, chosen_BLT)
     else:
-      # A dense cache meets a whole prompt, which is expanded as in training, or one token.
-      short = L == 1 or (place.table_BT is not None and absorbed_is_cheaper(c, L, M))
-      execution = absorbed if short else expanded
-      attend = lambda mask_BLM: execution(q, kv_BMC, mask_BLM, k_up, v_up, scale)
-      o_BLNV = over_memory(attend, place, held, M, c.pattern, marked)
+      entries = caches.LatentCache(kv_BMC, entry(marked, x_BLD.dtype), index and index.k_BLI)
+      o_BLNV, kept = over_cache(c, q, cache, entries, up, place, marked, index, chosen_BLT)
     return matmul(
       'BLNV,NVD->BLD', o_BLNV, w('out', (c.heads, c.value, D), ('heads', 'head', 'embed'))
-    ), Kept(cache, keys, term)
+    ), kept
+
+
+def over_itself(
+  c: MLA,
+  q: Query,
+  kv_BLC: jax.Array,
+  up: Up,
+  place: Place,
+  marked: Marks,
+  index: indexer.Marks | None,
+  chosen_BLT: jax.Array | None,
+) -> tuple[jax.Array, Kept]:
+  """Attention of a batch over itself; over chosen keys it is absorbed, for they are gathered."""
+  scale = softmax_scale(c.rotary, c.nope + c.rope)
+  if isinstance(c.pattern, TopK):
+    a = latent(c, q, kv_BLC, up, place)
+    masked = lambda mask_BLM: latent_attention(a.q_BLNH, kv_BLC, mask_BLM, scale)
+    o_BLNC, kept = indexer.over_batch(a, masked, index, place, c.pattern, chosen_BLT)
+    return values(c, o_BLNC, up), kept
+  made, queries = keys_and_values(kv_BLC, *up), jnp.concatenate(q, -1)
+  o_BLNV = over_batch(queries, *made, place, c.pattern, marked, scale)
+  return o_BLNV, Kept(index=indexer.watching(index, queries, made[0], scale, place))
+
+
+def over_cache(
+  c: MLA,
+  q: Query,
+  cache: caches.Cache,
+  entries: caches.LatentCache,
+  up: Up,
+  place: Place,
+  marked: Marks,
+  index: indexer.Marks | None,
+  chosen_BLT: jax.Array | None,
+) -> tuple[jax.Array, Kept]:
+  """Attention over a cache, which takes in the new entries first."""
+  scale, L = softmax_scale(c.rotary, c.nope + c.rope), q.nope_BLNH.shape[1]
+  cache = caches.put(cache, place, entries, c.pattern)
+  if pool.serves(cache, place, c.pattern):
+    chosen = pool.choose(cache, place, c.pattern, index, chosen_BLT)
+    told = cache, place, c.pattern, marked, chosen, scale, c.kv_latent
+    return values(c, pool.over_pool(to_latents(q, up.k_RNH), *told), up), Kept(cache, chosen)
+  held = caches.look(cache, place, entries)
+  kv_BMC, M = held.memory.kv_nBMC, held.memory.kv_nBMC.shape[1]
+  if isinstance(c.pattern, TopK):
+    a = latent(c, q, kv_BMC, up, place, M)
+    masked = lambda mask_BLM: latent_attention(a.q_BLNH, kv_BMC, mask_BLM, scale)
+    o_BLNC, chosen = indexer.over_memory(a, masked, index, held, place, c.pattern, chosen_BLT)
+    return values(c, o_BLNC, up), Kept(cache, chosen)
+  # A dense cache meets a whole prompt, which is expanded as in training, or one token.
+  short = L == 1 or (place.table_BT is not None and absorbed_is_cheaper(c, L, M))
+  execution = absorbed if short else expanded
+  masked = lambda mask_BLM: execution(q, kv_BMC, mask_BLM, *up, scale)
+  return over_memory(masked, place, held, M, c.pattern, marked), Kept(cache)
+
+
+def latent(
+  c: MLA, q: Query, kv_BMC: jax.Array, up: Up, place: Place, memory: int | None = None
+) -> Attended:
+  """Absorbed attention: the latents are the one head's keys, and in part its values."""
+  scale, at = softmax_scale(c.rotary, c.nope + c.rope), indexer.places(place, memory)
+  return Attended(to_latents(q, up.k_RNH), kv_BMC[:, :, None], None, c.kv_latent, scale, *at)
+
+
+def values(c: MLA, o_BLNC: jax.Array, up: Up) -> jax.Array:
+  """Sums of latents as sums of values."""
+  return matmul('BLNR,RNV->BLNV', o_BLNC[..., : c.kv_latent], up.v_RNV)

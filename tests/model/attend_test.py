@@ -141,18 +141,53 @@ def programs(name):
   return cfg, params, step
 
 
+TABLE, SLOTS = np.arange(B * 6, dtype='i4').reshape(B, 6), np.int32([2, 0])
+CACHES = {
+  'dense': (None, None, lambda cfg: caches.empty(cfg, B, T)),
+  'pages': (TABLE, None, lambda cfg: caches.paged(cfg, B * 6, 4)),
+  'int8': (TABLE, None, lambda cfg: caches.paged(cfg, B * 6, 4, 'int8')),
+  # Slots that others have left full; the ring is as short as chunks of 8 allow.
+  'pinned': (
+    None,
+    SLOTS,
+    lambda cfg: jax.tree.map(stale, caches.paged(cfg, 1, 4, None, 3, W + 7, T)),
+  ),
+  'pinned, int8': (
+    None,
+    SLOTS,
+    lambda cfg: jax.tree.map(stale, caches.paged(cfg, 1, 4, 'int8', 3, W + 7, T)),
+  ),
+}
+
+
+def stale(x):
+  """NaN in the arrays, or large numbers; positions that are all known."""
+  if jnp.issubdtype(x.dtype, jnp.floating):
+    return jnp.full_like(x, jnp.nan)
+  return (
+    jnp.full_like(x, 99) if x.dtype == jnp.int8 else jnp.zeros_like(x) + jnp.arange(x.shape[-1])
+  )
+
+
 @pytest.mark.parametrize(
   ('name', 'kind'),
-  [*((name, 'pages') for name in PATTERNS), ('top-k', 'dense'), ('gate and scores', 'int8')],
+  [
+    *((name, 'pages') for name in PATTERNS),
+    ('top-k', 'dense'),
+    ('blocks', 'dense'),
+    ('gate and scores', 'int8'),
+    ('union', 'pinned, int8'),
+    ('gate and scores', 'pinned'),
+    ('fixed, few slots', 'pinned'),
+  ],
 )
 @hypothesis.settings(max_examples=4)
 @hypothesis.given(lengths=st.tuples(*[st.integers(1, 8)] * B))
 def test_contract_04_decoding_from_a_cache_equals_the_whole_sequence(name, kind, lengths):
   cfg, _, step = programs(name)
-  want_BTD = step(Inputs(TOKENS, *WHOLE))[0]
-  table_BT = None if kind == 'dense' else np.arange(B * 6, dtype='i4').reshape(B, 6)
-  cache = caches.empty(cfg, B, T) if kind == 'dense' else None
-  cache = cache or caches.paged(cfg, B * 6, 4, 'int8' if kind == 'int8' else None)
+  want_BTD = np.asarray(step(Inputs(TOKENS, *WHOLE))[0])
+  table_BT, slots_B, make = CACHES[kind]
+  cache = make(cfg)
   at_B, got_BTD = np.zeros(B, 'i4'), np.full(want_BTD.shape, np.nan)
   counts_B, width = np.int32(lengths), 8
   while (at_B < T).any():
@@ -160,11 +195,12 @@ def test_contract_04_decoding_from_a_cache_equals_the_whole_sequence(name, kind,
     positions_BL = at_B[:, None] + np.arange(width, dtype='i4')
     segments_BL = (positions_BL < (at_B + counts_B)[:, None]).astype('i4')
     tokens_BL = np.take_along_axis(TOKENS, np.minimum(positions_BL, T - 1), 1)
-    x_BLD, cache = step(Inputs(tokens_BL, positions_BL, segments_BL, table_BT=table_BT), cache)
+    inputs = Inputs(tokens_BL, positions_BL, segments_BL, (), table_BT, slots_B)
+    x_BLD, cache = step(inputs, cache)
     for b, n in enumerate(counts_B):
       got_BTD[b, at_B[b] : at_B[b] + n] = np.asarray(x_BLD)[b, :n]
     at_B, counts_B, width = at_B + counts_B, np.ones(B, 'i4'), 1
-  tolerance = 0.1 if kind == 'int8' else 1e-5
+  tolerance = 0.1 if 'int8' in kind else 1e-5
   np.testing.assert_allclose(got_BTD, want_BTD, rtol=tolerance, atol=tolerance)
 
 

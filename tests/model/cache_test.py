@@ -1,5 +1,6 @@
 """Caches: shapes, bytes, writing by position, int8, and that decoding does not copy them."""
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -16,7 +17,17 @@ from r1jax.engine.generate import decode
 from r1jax.model import cache as caches
 from r1jax.model import presets, transformer
 from r1jax.model.cache import Blocked, KVCache, LatentCache
-from r1jax.model.config import GQA, MLA, Blocks, Dense, Layer, ModelConfig, Window
+from r1jax.model.config import (
+  GQA,
+  MLA,
+  Blocks,
+  Dense,
+  Hybrid,
+  KeyTokens,
+  Layer,
+  ModelConfig,
+  Window,
+)
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.model.types import Place
 from r1jax.sharding import mesh as meshes
@@ -95,6 +106,71 @@ def test_a_ring_knows_its_positions_by_the_newest():
   assert not ring.arrays[0][0].values[0, 1].any()  # nobody's slot
 
 
+PINNING = Hybrid(2, KeyTokens(0.5, first=0, slots=4))
+
+
+def pinned(cache):
+  """(positions, values) of slot 1, of values that are their own number."""
+  return cache.positions_nBG[0, 1].tolist(), cache.arrays[0][0][0, 1, :, 0].tolist()
+
+
+def put(cache, at, numbers, marked, pattern=PINNING):
+  """Tokens at `at` and behind, of two rows; the first is padding."""
+  L = len(numbers)
+  place = Place(
+    np.int32([[0] * L, np.arange(at, at + L)]), np.int32([[0] * L, [1] * L]), np.int32(0)
+  )
+  x_BLC = np.float32([[99] * L, numbers])[..., None] * np.ones(12, 'f4')
+  candidate_BL1 = np.float32([[1] * L, [n in marked for n in numbers]])[..., None]
+  return PUT(cache, place, LatentCache(x_BLC, candidate_BL1), pattern=pattern)
+
+
+PUT = jax.jit(caches.put, static_argnames='pattern')
+
+
+def test_key_tokens_are_pinned_with_their_positions():
+  cfg = ModelConfig(8, 8, (Layer(MLA(1, 4, 2, 4, 10, pattern=PINNING), Dense(8)),))
+  cache = caches.paged(cfg, 1, 5, None, slots=2, ring=6, longest=32)[0][0]
+  none = int(caches.NONE)
+  assert pinned(cache) == ([none] * 5, [0] * 5)  # four, in pages of five
+  cache = put(cache, 0, [10, 11, 12, 13, 14], {10, 11, 13, 14})
+  # Room for (t + 2) / 2: token 11 comes too early.
+  assert pinned(cache) == ([0, 3, 4, none, none], [10, 13, 14, 0, 0])
+  refused = put(cache, 5, [25, 26], {25, 26})
+  assert pinned(refused)[0] == [0, 3, 4, 6, none]
+  cache = put(refused, 5, [15], {})
+  assert pinned(cache)[0] == [0, 3, 4, none, none]
+  cache = put(cache, 6, [16, 17, 18], {17, 18})
+  assert pinned(cache) == ([0, 3, 4, 7, none], [10, 13, 14, 17, 0])  # there are four slots
+  held = caches.look(cache, Place(np.int32([[0], [8]]), np.int32([[0], [1]]), np.int32(0)),
+                     LatentCache(jnp.zeros((2, 1, 12)), jnp.zeros((2, 1, 1))))  # fmt: skip
+  np.testing.assert_array_equal(held.positions_BM[1], [6, 7, 8, 3, 4, 5, 0, 3, 4, 7, -1])
+  np.testing.assert_array_equal(held.memory.candidate_nBM1[1, :, 0], [0] * 6 + [1] * 5)
+  np.testing.assert_array_equal(
+    held.memory.kv_nBMC[1, :, 0], [16, 17, 18, 13, 14, 15, 10, 13, 14, 17, 0]
+  )
+  again = put(cache, 0, [30, 31], {30, 31})
+  assert pinned(again)[0] == [0, none, none, none, none]
+  assert not np.asarray(again.arrays[0][0][0, 0]).any()  # nothing of the row of padding
+  with pytest.raises(ValueError, match='a ring of 6 positions under a window of 2 and chunks of 6'):
+    put(cache, 0, [1] * 6, {})
+
+
+@pytest.mark.parametrize('attention', [GQA(8, 2, 16), MLA(8, 16, 8, 16, 56)], ids=['GQA', 'MLA'])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
+def test_bytes_of_a_hybrid_layer_grow_with_its_key_tokens_alone(attention, dtype):
+  hybrid = dataclasses.replace(attention, pattern=Hybrid(512, KeyTokens(0.1)))
+  full, sparse = (ModelConfig(8, 8, (Layer(a, Dense(8)),) * 2) for a in (attention, hybrid))
+  length = 128 * 1024
+  a, b, twice = (caches.bytes_of(sparse, n, dtype, 1024) for n in (length, length // 2, 2 * length))
+  assert a < 0.12 * caches.bytes_of(full, length, dtype)
+  assert (twice - a) / (a - b) == pytest.approx(2, abs=0.02)
+  assert caches.bytes_of(full, length, dtype) == length * caches.bytes_a_token(full, dtype)
+  few = dataclasses.replace(attention, pattern=Hybrid(512, KeyTokens(0.1, slots=256)))
+  few = ModelConfig(8, 8, (Layer(few, Dense(8)),) * 2)
+  assert caches.bytes_of(few, length, dtype, 1024) == caches.bytes_of(few, 2 * length, dtype, 1024)
+
+
 @hypothesis.given(
   hypothesis.extra.numpy.arrays('f4', (3, 5), elements=st.floats(-(2.0**99), 2.0**99, width=32))
 )
@@ -140,6 +216,9 @@ def test_what_cannot_be_is_refused():
     caches.paged(cfg, 1, 1, 'int4')
   with pytest.raises(ValueError, match='a ring of 8 positions for 0 slots'):
     caches.paged(cfg, 1, 1, ring=8)
+  hybrid = ModelConfig(8, 8, (Layer(GQA(1, 1, 4, pattern=PINNING), Dense(8)),))
+  with pytest.raises(ValueError, match='key tokens of sequences of 0 tokens'):
+    caches.paged(hybrid, 1, 1, slots=1, ring=8)
   new = KVCache(*[jnp.zeros((1, 1, 1, 4))] * 2)
   one = jnp.ones((1, 1), jnp.int32)
   with pytest.raises(ValueError, match=r'give Inputs\.table_BT'):
@@ -157,12 +236,20 @@ def in_pages(params, cfg, token_B, position_B, live_B, cache):
 STEPS = {
   'dense': (decode, lambda cfg, batch: caches.empty(cfg, batch, 2048)),
   'pages': (in_pages, lambda cfg, batch: caches.paged(cfg, batch * 128, 16)),
+  'slots': (in_pages, lambda cfg, batch: caches.paged(cfg, 0, 16, None, batch, 512, 2048)),
 }
+SHARE = Hybrid(64, KeyTokens(0.25))
 
 
-@pytest.mark.parametrize('kind', STEPS)
-@pytest.mark.parametrize('layer', [LATENT, GROUPED], ids=['MLA', 'GQA'])
-def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind):
+@pytest.mark.parametrize('layer, kind, pattern', [
+  (LATENT, 'dense', None), (GROUPED, 'dense', None), (LATENT, 'pages', None),
+  (GROUPED, 'pages', None), (LATENT, 'pages', SHARE), (GROUPED, 'slots', SHARE),
+  (LATENT, 'slots', Window(64)),
+])  # fmt: skip
+def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind, pattern):
+  if pattern is not None:
+    attention = dataclasses.replace(layer.attention, pattern=pattern)
+    layer = dataclasses.replace(layer, attention=attention)
   cfg, batch = ModelConfig(64, 32, (layer,) * 16, remat='none'), 8
   one, begin = STEPS[kind]
   init = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), dummy_inputs(cfg))
@@ -181,6 +268,7 @@ def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind):
 
 BATCH = ('data', 'fsdp', 'expert')
 LOCAL = Layer(GQA(4, kv_heads=2, head=4, pattern=Window(2)), Dense(8))
+SPARSE = Layer(GQA(4, kv_heads=2, head=4, pattern=PINNING), Dense(8))
 
 
 @pytest.fixture(scope='module')
@@ -191,8 +279,8 @@ def mesh():
 
 @pytest.mark.parametrize('dtype', ['float32', 'int8'])
 def test_where_pages_and_rings_live(mesh, dtype):
-  cfg = ModelConfig(8, 8, (LATENT, LOCAL, Layer(GQA(3, 3, 4), Dense(8))))
-  made = jax.eval_shape(lambda: caches.paged(cfg, 12, 2, dtype, slots=8, ring=4))
+  cfg = ModelConfig(8, 8, (LATENT, LOCAL, Layer(GQA(3, 3, 4), Dense(8)), SPARSE))
+  made = jax.eval_shape(lambda: caches.paged(cfg, 12, 2, dtype, slots=8, ring=4, longest=9))
   where = caches.shardings(mesh, made)
   jax.tree.map(lambda x, there: there.shard_shape(x.shape), made, where)  # the same tree
   specs = [{x.spec for x in jax.tree.leaves(run)} for run in where]
@@ -200,23 +288,27 @@ def test_where_pages_and_rings_live(mesh, dtype):
     {jax.P(None, BATCH, None)},
     {jax.P(None, BATCH, None, 'tensor')},
     {jax.P(None, BATCH, None, None)},  # three heads do not split in two
+    {jax.P(None, BATCH, None, 'tensor'), jax.P(None, BATCH)},
   ]
 
 
 @pytest.mark.parametrize('layer, dtype, ring', [
   (LATENT, 'float32', 0), (LATENT, 'int8', 0), (LOCAL, 'float32', 0), (LOCAL, 'int8', 4),
+  (SPARSE, 'float32', 4),
 ])  # fmt: skip
 def test_each_shard_of_a_mesh_is_a_device_of_its_own(mesh, layer, dtype, ring):
   """8 rows, 24 pages, 12 slots: of each shard 2, 6 and 3, by numbers of its own."""
   rng = np.random.default_rng(1)
   cfg = ModelConfig(8, 8, (layer,) * 2)
-  made = jax.eval_shape(lambda: caches.paged(cfg, 24, 2, dtype, slots=12, ring=ring)[0][0])
+  made = jax.eval_shape(lambda: caches.paged(cfg, 24, 2, dtype, 12, ring, longest=9)[0][0])
   begin = jax.tree.map(lambda x: rng.integers(-9, 9, x.shape).astype(x.dtype), made)
   match layer.attention:
     case MLA():
       new = LatentCache(rng.normal(size=(8, 3, 80)).astype('f4'))
     case GQA():
       new = KVCache(*rng.normal(size=(2, 8, 3, 2, 4)).astype('f4'))
+      if layer is SPARSE:
+        new = new._replace(candidate_nBM1=rng.integers(0, 2, (8, 3, 1)).astype('f4'))
   positions_BL = rng.integers(0, 3, (8, 1)) + np.arange(3)
   table_BT = np.argsort(rng.random((4, 6)), 1).reshape(8, 3)
   table_BT[::2, 2] = -1
@@ -227,13 +319,15 @@ def test_each_shard_of_a_mesh_is_a_device_of_its_own(mesh, layer, dtype, ring):
     return jax.tree.map(lambda x: np.split(np.asarray(x), 4, axis)[i], tree)
 
   at = lambda rows: Place(*rows[0], np.int32(1), *rows[1])
+  update = functools.partial(caches.update, pattern=layer.attention.pattern)
+  one = jax.jit(update)
   with jax.set_mesh(mesh):
     pool = jax.device_put(begin, caches.shardings(mesh, made))
     on_rows, on_new = placement.rows(mesh, (rows, new))
-    run = jax.jit(caches.update, donate_argnums=0).lower(pool, at(on_rows), on_new).compile()
+    run = jax.jit(update, donate_argnums=0).lower(pool, at(on_rows), on_new).compile()
     cache, held = run(pool, at(on_rows), on_new)
   for i in range(4):
-    cache_i, held_i = UPDATE(part(begin, 1, i), at(part(rows, 0, i)), part(new, 0, i))
+    cache_i, held_i = one(part(begin, 1, i), at(part(rows, 0, i)), part(new, 0, i))
     jax.tree.map(np.testing.assert_array_equal, part(cache, 1, i), cache_i)
     jax.tree.map(np.testing.assert_array_equal, part(held, 0, i), held_i)
   for sent in ('all-gather', 'all-reduce', 'all-to-all', 'collective', 'reduce-scatter'):

@@ -13,6 +13,7 @@ from r1jax.model.config import GQA, Dense, Full, Hybrid, KeyScores, KeyTokens, L
 
 L = 32
 CHOSEN = jax.jit(keys.chosen, static_argnames='pattern')
+COUNTED = jax.jit(keys.counted, static_argnames='pattern')
 PATTERNS = [
   Hybrid(4, KeyTokens(0.25)),
   Hybrid(3, KeyTokens(0.5, slots=2)),
@@ -51,6 +52,31 @@ def test_the_closed_form_is_the_rule(pattern, lengths, seed, rate):
   x_BL = np.random.default_rng(seed).random((1, L)) < rate
   got_BL = CHOSEN(x_BL, *row(lengths), pattern=pattern)
   np.testing.assert_array_equal(got_BL[0], by_hand(x_BL[0], lengths, pattern))
+
+
+@pytest.mark.parametrize('pattern', PATTERNS[:2])
+@hypothesis.given(cut=st.integers(0, L), seed=st.integers(0, 99))
+@hypothesis.settings(max_examples=10)
+def test_counting_goes_on_from_what_was_counted(pattern, cut, seed):
+  """The last tokens of a chunk and the first are padding: they change nothing."""
+  x_BL = np.random.default_rng(seed).random((1, L)) < 0.5
+  want_L = np.cumsum(by_hand(x_BL[0], [L], pattern))
+  before = want_L[cut - 1] if cut else 0
+  at_BL = cut + np.arange(-2, L - 2, dtype=np.int32)[None]
+  there_BL = (at_BL >= cut) & (at_BL < L)
+  candidates_BL = np.take_along_axis(x_BL, np.clip(at_BL, 0, L - 1), 1)
+  got_BL = COUNTED(candidates_BL, at_BL, there_BL, np.int32([before]), pattern=pattern)
+  n = max(min(L - 2, L - cut), 0)
+  rest = L - 2 - n
+  last = want_L[cut + n - 1] if n else before
+  want = [before] * 2 + want_L[cut : cut + n].tolist() + [last] * rest
+  assert got_BL[0].tolist() == want
+
+
+def test_most_key_tokens_that_a_sequence_can_show():
+  assert [keys.most(p, 32) for p in PATTERNS] == [7, 2, 31, 1]
+  with pytest.raises(ValueError, match='key tokens of sequences of 0 tokens'):
+    keys.most(PATTERNS[0], 0)
 
 
 @pytest.mark.parametrize('pattern', PATTERNS)

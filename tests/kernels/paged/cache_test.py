@@ -7,7 +7,6 @@ import pytest
 
 from r1jax.kernels.attention import attention, latent_attention
 from r1jax.kernels.paged import paged_attention
-from r1jax.kernels.paged.memory import Int8
 from r1jax.kernels.paged.visible import visible_full, visible_ring, visible_window
 from r1jax.model import cache as caches
 from r1jax.model import masks
@@ -89,6 +88,5 @@ def test_three_queries_a_row(spec, ring, dtype):
 def _stacks(cache, ring):
   """Keys and values as the op takes them; a ring's places as pages of SIZE."""
   paged = lambda x: x.reshape(len(x), -1, SIZE, *x.shape[3:]) if ring else x
-  one = lambda s: jax.tree.map(paged, Int8(*s) if isinstance(s, caches.Int8) else s)
-  arrays = [tuple(map(one, stacks)) for stacks in cache.arrays]
+  arrays = jax.tree.map(paged, cache.arrays)
   return arrays if len(arrays) == 2 else (arrays[0], None)
