@@ -49,7 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.core.errors import UserError
-from r1jax.kernels.paged.memory import Int8, Stack
+from r1jax.kernels.paged.memory import Int8, Stack, dequantize, quantize
 from r1jax.model import keys
 from r1jax.model.config import (
   GQA,
@@ -69,7 +69,6 @@ from r1jax.sharding import rules
 from r1jax.sharding.place import check_rows
 
 Stored = Literal['float32', 'bfloat16', 'int8']
-STEPS = 126.5  # of int8 to each side
 NONE = np.int32(np.iinfo(np.int32).max)  # the position of what is not pinned
 
 
@@ -488,16 +487,3 @@ def _get(arrays: tuple, at: tuple, known_BM: jax.Array, like: Entries | Last) ->
 
   held = map(each, arrays, (x for x in like if x is not None))
   return type(like)(*(x if x is None else next(held) for x in like))
-
-
-def quantize(x: jax.Array) -> Int8:
-  """The last axis as int8 values of one scale; zeros have scale 0."""
-  x = x.astype(jnp.float32)
-  scale = (jnp.abs(x).max(-1) / STEPS).astype(jnp.bfloat16)
-  by = scale.astype(jnp.float32)[..., None]
-  return Int8(jnp.round(x / jnp.where(by == 0, 1, by)).astype(jnp.int8), scale)
-
-
-def dequantize(x: Int8, dtype: jnp.dtype) -> jax.Array:
-  """The numbers that it stands for, multiplied in fp32."""
-  return (x.values.astype(jnp.float32) * x.scale.astype(jnp.float32)[..., None]).astype(dtype)

@@ -81,7 +81,7 @@ def test_attention_over_the_best_keys_by_loops(few, latent, monkeypatch):
     p = jnp.where(mask_BLM[:, None], jax.nn.softmax(s), 0)
     return jnp.einsum('BNLM,BMNV->BLNV', p, np.repeat(v, 4 // k.shape[2], 2))
 
-  o, chosen, term = indexer.attend(a, masked, marks, None, PLACE, PATTERN, None)
+  o, (_, chosen, term) = indexer.over_batch(a, masked, marks, PLACE, PATTERN, None)
   total = 0.0
   for b, l in np.ndindex(B, L):
     if not SEGMENTS[b, l]:
@@ -102,10 +102,9 @@ def test_attention_over_the_best_keys_by_loops(few, latent, monkeypatch):
     total += mean @ (np.log(mean) - log)
   np.testing.assert_allclose(term.total, total, rtol=1e-5)
   assert term.weight == (SEGMENTS > 0).sum()
-  replayed = indexer.attend(
-    a, masked, marks._replace(w_BLJ=-marks.w_BLJ), None, PLACE, PATTERN, chosen
-  )
-  np.testing.assert_array_equal(replayed[1], chosen)
+  marks = marks._replace(w_BLJ=-marks.w_BLJ)
+  replayed = indexer.over_batch(a, masked, marks, PLACE, PATTERN, chosen)
+  np.testing.assert_array_equal(replayed[1].keys_BLT, chosen)
   np.testing.assert_allclose(replayed[0], o, rtol=1e-6)
 
 

@@ -26,6 +26,7 @@ class Int8(NamedTuple):
 
 
 Stack = jax.Array | Int8
+STEPS = 126.5  # of int8 to each side: a rounded scale must not lift x / scale above 127.5
 
 
 @functools.partial(
@@ -118,3 +119,16 @@ def gather(
 def in_pool(pages_BT: jax.Array, memory: Memory) -> jax.Array:
   """Ids whose negatives lie beyond the pool: as indices they would wrap."""
   return jnp.where(pages_BT < 0, numbers(memory.keys[0]).shape[1], pages_BT)
+
+
+def quantize(x: jax.Array) -> Int8:
+  """The last axis as int8 values of one scale; zeros have scale 0."""
+  x = x.astype(jnp.float32)
+  scale = (jnp.abs(x).max(-1) / STEPS).astype(jnp.bfloat16)
+  by = scale.astype(jnp.float32)[..., None]
+  return Int8(jnp.round(x / jnp.where(by == 0, 1, by)).astype(jnp.int8), scale)
+
+
+def dequantize(x: Int8, dtype: jnp.dtype) -> jax.Array:
+  """The numbers that it stands for, multiplied in fp32."""
+  return (x.values.astype(jnp.float32) * x.scale.astype(jnp.float32)[..., None]).astype(dtype)
