@@ -7,6 +7,8 @@ expanded keys and values would be 40,960). Three kinds of cache behind one `upda
     Pages  [n, P, S, …]                          place p % S of page table[p // S] holds position p
     Ring   [n, slots, R, …]                      place p % R of the row's slot holds position p
 
+Layers with Blocks have four of a kind, `Blocked`, each written by an `update` of its own.
+
 A page is S positions of one sequence in all layers; the table is the same for every layer, and
 several rows may read a page. Ring is for layers with a window w: R ≥ w + the longest chunk − 1, and
 bytes do not grow with the sequence. What a place holds follows from the row's newest position, so
