@@ -4,6 +4,7 @@
     Window   the last w                             O(L · w)
     Hybrid   the last w, and key tokens further back (keys.py), mixed as one softmax over the union,
              by fixed weights or by a learned gate  O(L · (w + G)), G key tokens
+    Blocks   has keys of its own in each branch: a module of its own, nsa.py
 
 Over the batch keys of long rows are found by index lists (kernels/attention/lists.py) and key
 tokens are gathered from the sequence: nothing of L × M is made. Short rows, where that costs more

@@ -8,6 +8,8 @@ expanded keys and values would be 40,960). Four kinds of cache behind `put` and 
     Ring    [n, slots, R, …]                     place p % R of the row's slot holds position p
     Pinned  a ring, and [n, slots, G, …]         place g holds the row's g-th key token
 
+Layers with Blocks have four of a kind, `Blocked`, each written by an `update` of its own.
+
 A page is S positions of one sequence in all layers; the table is the same for every layer, and
 several rows may read a page. Ring is for layers with a window w: R ≥ w + the longest chunk − 1, and
 bytes do not grow with the sequence. Pinned is for hybrid layers, whose key tokens outlive the ring:

@@ -223,12 +223,15 @@ def of_cache(
   row = lambda x_M: jnp.broadcast_to(x_M.astype(jnp.int32), (len(unit_BC), len(x_M)))
   unit_U = jnp.arange(ended.memory[0].shape[1])
   ends = Tokens(row(unit_U * d + d - 1), row(unit_U >= each - 1))
+  # Nothing is ever written where no block ends yet, and 0 · NaN is no 0.
+  written = lambda x_BUKH: jnp.where((unit_U >= each - 1)[:, None, None], x_BUKH, 0)
   tokens = Tokens(row(jnp.arange(M)), row(jnp.ones(M)))
   fill = -M % pattern.select
   whole = lambda x_BM: jnp.pad(x_BM, ((0, 0), (0, fill), *((0, 0),) * (x_BM.ndim - 2)))
   select, paged = jax.tree.map(whole, (select, tokens))
   units_BU = row(jnp.arange((M + fill) // d))  # those beyond `ends` count as none
-  memory = Memory(Pair(*ended.memory[:2]), ends, select, paged, window, tokens, units_BU)
+  summary = Pair(*map(written, ended.memory[:2]))
+  memory = Memory(summary, ends, select, paged, window, tokens, units_BU)
   own_BL = place.positions_BL // pattern.select
   here = Tokens(place.positions_BL, (place.segments_BL > 0).astype(jnp.int32))
   return Blocked(*kept, strides), Met(here, selection.Range(own_BL * 0, own_BL), memory)

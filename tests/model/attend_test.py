@@ -144,8 +144,8 @@ def programs(name):
 TABLE, SLOTS = np.arange(B * 6, dtype='i4').reshape(B, 6), np.int32([2, 0])
 CACHES = {
   'dense': (None, None, lambda cfg: caches.empty(cfg, B, T)),
-  'pages': (TABLE, None, lambda cfg: caches.paged(cfg, B * 6, 4)),
-  'int8': (TABLE, None, lambda cfg: caches.paged(cfg, B * 6, 4, 'int8')),
+  'pages': (TABLE, None, lambda cfg: jax.tree.map(stale, caches.paged(cfg, B * 6, 4))),
+  'int8': (TABLE, None, lambda cfg: jax.tree.map(stale, caches.paged(cfg, B * 6, 4, 'int8'))),
   # Slots that others have left full; the ring is as short as chunks of 8 allow.
   'pinned': (
     None,

@@ -39,7 +39,7 @@ def forward(
     q_BCNH, ids_BCKT, here = piece
     k_BCKZH, v_BCKZV = gathered(k_BMKH, v_BMKV, ids_BCKT, size, width)
     seen_BCK1Z = seen_in(ids_BCKT, size, here, keys)[..., None, :]
-    s_BCKGZ = scale * dot('BCKGH,BCKZH->BCKGZ', by_kv_head(q_BCNH, k_BMKH), k_BCKZH)
+    s_BCKGZ = scale * products(k_BCKZH, by_kv_head(q_BCNH, k_BMKH))
     p_BCKGZ, lse_BCKG = softmax(s_BCKGZ, seen_BCK1Z)
     o_BCKGV = dot('BCKGZ,BCKZV->BCKGV', p_BCKGZ.astype(v_BCKZV.dtype), v_BCKZV)
     return None, (joined(o_BCKGV).astype(k_BMKH.dtype), joined(lse_BCKG))
@@ -73,9 +73,9 @@ def backward(
     )
     k_BCKZH, v_BCKZV = gathered(k_BMKH, v_BMKV, ids_BCKT, size, width)
     seen_BCK1Z = seen_in(ids_BCKT, size, here, keys)[..., None, :]
-    s_BCKGZ = scale * dot('BCKGH,BCKZH->BCKGZ', q_BCKGH, k_BCKZH)
+    s_BCKGZ = scale * products(k_BCKZH, q_BCKGH)
     p_BCKGZ = jnp.exp(jnp.where(seen_BCK1Z, s_BCKGZ - lse_BCKG[..., None], -jnp.inf))
-    dp_BCKGZ = dot('BCKGV,BCKZV->BCKGZ', do_BCKGV, v_BCKZV)
+    dp_BCKGZ = products(v_BCKZV, do_BCKGV)
     ds_BCKGZ = jnp.where(seen_BCK1Z, scale * p_BCKGZ * (dp_BCKGZ - delta_BCKG[..., None]), 0)
     ds_BCKGZ, p_BCKGZ = ds_BCKGZ.astype(k_BMKH.dtype), p_BCKGZ.astype(do_BCNV.dtype)
     more = [
@@ -92,6 +92,12 @@ def backward(
   summed, dq_BLNH = over_chunks(one, tuple(jnp.zeros(x.shape, dtype) for x in kept), pieces, chunk)
   dk_BMKH, dv_BMKV = (*(d.astype(x.dtype) for d, x in zip(summed, kept)), None)[:2]
   return dq_BLNH, dk_BMKH, dv_BMKV
+
+
+def products(k_BCKZH: jax.Array, q_BCKGH: jax.Array) -> jax.Array:
+  """q kᵀ as BCKGZ: XLA on CPU is twice as fast with the long operand in front."""
+  s = jnp.einsum('BCKZH,BCKGH->BCKZG', k_BCKZH, q_BCKGH, preferred_element_type=sums(q_BCKGH))
+  return s.swapaxes(-1, -2)
 
 
 def by_kv_head(x_BCN: jax.Array, k_BMKH: jax.Array) -> jax.Array:
