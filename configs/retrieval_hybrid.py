@@ -4,10 +4,14 @@ r"""The model of retrieval_tiny.py under hybrid attention: a window of 32, and t
     --config.seed=1
 
 A fact beyond the windows is known only by its ';': the first layer must gather letter and digit
-there, the second find it by the letter. Trained with its window from the start the model does not
-come to that: in short texts it finds the digits themselves. So the window is first one fact wide.
-Then a ';' sees one letter and one digit, nothing but a ';' carries a fact on, and lookups form in
-an eighth of the steps that full attention takes. Longer texts follow, the wide window last.
+there, the second find it by the letter. By the stages of retrieval_tiny.py the model does not come
+to that and stays at chance there: short texts lie within its window. So the window is first one
+fact wide. Then a ';' sees one letter and one digit, and nothing but a ';' carries a fact on. Longer
+texts follow, the wide window last: 3,000 updates in all where full attention takes 7,500.
+
+Needs: one CPU core, 4 minutes of its time. Not yet run on TPU or GPU.
+Reached (seed 1): 99.8 % of 1,024 held-out questions, greedily and at temperature 1. Seed 0 reached
+100 % in the benchmark.
 """
 
 import dataclasses

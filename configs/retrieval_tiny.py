@@ -6,7 +6,8 @@ r"""A tiny model that finds one fact among 64: what sparse attention is measured
 Facts as text, first few, then up to all 64: a letter that comes back brings its digit back, and
 heads that look things up form on short texts long before they form on long ones. Then SFT on the
 task's own answers. Another attention: --config.model.layers[*].attention.pattern.type=Window \
---config.model.layers[*].attention.pattern.window=32 (tests/benchmarks/retrieval.py compares them).
+--config.model.layers[*].attention.pattern.window=32; hybrid attention needs other stages, those of
+retrieval_hybrid.py (tests/benchmarks/retrieval.py compares them).
 
 Needs: two CPU cores, 8 minutes with other work beside it. Not yet run on TPU or GPU.
 Reached (seed 1): 100 % of 1,024 held-out questions, greedily and at temperature 1. Seed 0 reached
