@@ -308,16 +308,8 @@ def read(stack_nBM: jax.Array, layer: jax.Array) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(stack_nBM, layer, 0, keepdims=False)
 
 
-def update(
-  cache: Cache, place: Place, new: Entries, pattern: Pattern | None = None
-) -> tuple[Cache, Held]:
-  """Writes new entries (without the layer axis); returns the cache and what the rows may see."""
-  cache = put(cache, place, new, pattern)
-  return cache, look(cache, place, new)
-
-
 def put(cache: Cache, place: Place, new: Entries, pattern: Pattern | None = None) -> Cache:
-  """Writes new entries; pattern: whose key tokens are pinned.
+  """Writes new entries (without the layer axis); pattern: whose key tokens are pinned.
 
   The dense cache writes padding too: decoding overwrites it before anything sees it.
   """

@@ -141,6 +141,7 @@ def fastest(runs: list[Callable[[], None]], rounds: int) -> list[float]:
 def sizes() -> None:
   """Cache bytes of hybrid layers with a ring and pins against full ones."""
   print(f'\ncache of one sequence of {LONG} tokens, MiB; window 512 and 10 % key tokens')
+  print('model                           full    hybrid     saved')
   saved = []
   for name, spec in (
     ('GQA, a layer', GQA(8, 2, 64)), ('MLA, a layer', MLA(8, 16, 16, 16, 112)),
@@ -159,7 +160,7 @@ def sizes() -> None:
 def compared(name: str, full: int, sparse: int) -> float:
   """Prints two sizes; the share that is saved."""
   print(
-    f'{name:<26}{full / 2**20:>10.1f}{sparse / 2**20:>10.1f}{100 * sparse / full - 100:>9.1f} %'
+    f'{name:<26}{full / 2**20:>10.1f}{sparse / 2**20:>10.1f}{100 - 100 * sparse / full:>9.1f} %'
   )
   return 1 - sparse / full
 

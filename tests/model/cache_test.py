@@ -39,8 +39,16 @@ pytestmark = pytest.mark.optimized
 LATENT = Layer(MLA(4, nope=16, rope=16, value=16, kv_latent=64), Dense(32))
 GROUPED = Layer(GQA(4, kv_heads=2, head=32), Dense(32))
 RNG = np.random.default_rng(0)
-UPDATE = jax.jit(caches.update)
 QUANTIZE, DEQUANTIZE = jax.jit(caches.quantize), jax.jit(caches.dequantize, static_argnums=1)
+
+
+def update(cache, place, new, pattern=None):
+  """What every layer does: writes, then looks."""
+  cache = caches.put(cache, place, new, pattern)
+  return cache, caches.look(cache, place, new)
+
+
+UPDATE = jax.jit(update)
 
 
 def test_one_stack_a_run_and_block():
@@ -56,7 +64,7 @@ def test_update_writes_one_layer_by_position_and_drops_what_is_beyond():
   cache = LatentCache(jnp.zeros((2, 2, 4, 1)))
   new = LatentCache(jnp.array([[[1.0], [2.0]], [[3.0], [4.0]]]))
   place = Place(jnp.array([[0, 2], [3, 4]]), jnp.ones((2, 2), jnp.int32), jnp.int32(1))
-  got, held = caches.update(cache, place, new)
+  got, held = update(cache, place, new)
   want = np.array([[1, 0, 2, 0], [0, 0, 0, 3]])
   np.testing.assert_array_equal(got.kv_nBMC[..., 0], [np.zeros((2, 4)), want])
   np.testing.assert_array_equal(held.memory.kv_nBMC[..., 0], want)
@@ -222,7 +230,7 @@ def test_what_cannot_be_is_refused():
   new = KVCache(*[jnp.zeros((1, 1, 1, 4))] * 2)
   one = jnp.ones((1, 1), jnp.int32)
   with pytest.raises(ValueError, match=r'give Inputs\.table_BT'):
-    caches.update(caches.paged(cfg, 1, 1)[0][0], Place(one, one, jnp.int32(0)), new)
+    caches.put(caches.paged(cfg, 1, 1)[0][0], Place(one, one, jnp.int32(0)), new)
 
 
 def in_pages(params, cfg, token_B, position_B, live_B, cache):
@@ -319,12 +327,12 @@ def test_each_shard_of_a_mesh_is_a_device_of_its_own(mesh, layer, dtype, ring):
     return jax.tree.map(lambda x: np.split(np.asarray(x), 4, axis)[i], tree)
 
   at = lambda rows: Place(*rows[0], np.int32(1), *rows[1])
-  update = functools.partial(caches.update, pattern=layer.attention.pattern)
-  one = jax.jit(update)
+  run = functools.partial(update, pattern=layer.attention.pattern)
+  one = jax.jit(run)
   with jax.set_mesh(mesh):
     pool = jax.device_put(begin, caches.shardings(mesh, made))
     on_rows, on_new = placement.rows(mesh, (rows, new))
-    run = jax.jit(update, donate_argnums=0).lower(pool, at(on_rows), on_new).compile()
+    run = jax.jit(run, donate_argnums=0).lower(pool, at(on_rows), on_new).compile()
     cache, held = run(pool, at(on_rows), on_new)
   for i in range(4):
     cache_i, held_i = one(part(begin, 1, i), at(part(rows, 0, i)), part(new, 0, i))
@@ -348,4 +356,4 @@ def test_what_does_not_split_over_a_mesh_is_refused(mesh):
   one, new = jnp.ones((2, 1), jnp.int32), LatentCache(jnp.zeros((2, 1, 80)))
   place = Place(one, one, jnp.int32(0), one)
   with jax.set_mesh(mesh), pytest.raises(UserError, match='a batch of 2 rows does not split over'):
-    caches.update(made[0][0], place, new)
+    caches.put(made[0][0], place, new)

@@ -35,11 +35,11 @@ def filled(rng, spec, dtype, ring, table):
   cfg = ModelConfig(8, 8, (Layer(spec, Dense(8)),) * 2)
   fill = lambda x: jnp.full_like(x, jnp.nan if x.dtype != jnp.int8 else 99)
   cache = jax.tree.map(fill, caches.paged(cfg, B * T, SIZE, dtype, B, ring)[0][0])
-  update = jax.jit(lambda *args: caches.update(*args)[0])
+  put = jax.jit(caches.put)
   for at in range(0, NEWEST.max(), L):
     positions = np.int32(at + np.arange(L) + np.zeros((B, 1)))
     place = Place(positions, np.int32(positions < NEWEST[:, :1]), jnp.int32(1), table)
-    cache = update(cache, place, entries(rng, spec, L)[1])
+    cache = put(cache, place, entries(rng, spec, L)[1])
   return cache
 
 
@@ -61,7 +61,8 @@ def test_three_queries_a_row(spec, ring, dtype):
   cache = filled(rng, spec, dtype, ring, table)
   q, new = entries(rng, spec, L)
   place = Place(NEWEST, np.ones((B, L), 'i4'), jnp.int32(1), table)
-  cache, held = caches.update(cache, place, new)
+  cache = caches.put(cache, place, new)
+  held = caches.look(cache, place, new)
   pattern = Full() if isinstance(spec, MLA) else spec.pattern
   memory = held.memory
   M = memory[0].shape[1]
