@@ -21,7 +21,7 @@ still copies a layer's keys out of the stack, or gathers its pages, before it ta
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -209,7 +209,12 @@ def of_cache(
   cache: Blocked, pairs: Pairs, place: Place, pattern: Blocks, summarize: Summarize
 ) -> tuple[Blocked, Met]:
   """Rows meet what a cache holds of them, to which this adds their entries and summaries."""
-  one = lambda kind, place, pair: caches.update(kind, place, KVCache(*pair))
+
+  def one(kind: KVCache | caches.Pages, place: Place, pair: Pair) -> tuple[Any, caches.Held]:
+    entries = KVCache(*pair)
+    kind = caches.put(kind, place, entries)
+    return kind, caches.look(kind, place, entries)
+
   kept, held = zip(*(one(kind, place, pair) for kind, pair in zip(cache, pairs)))
   raw, select, window = (Pair(*h.memory[:2]) for h in held)
   M, d, each = raw[0].shape[1], pattern.stride, pattern.compress // pattern.stride
