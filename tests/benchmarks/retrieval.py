@@ -1,14 +1,14 @@
-"""What attention patterns find at which distance, each trained as it learns best.
+"""What attention patterns find at which distance, and what key tokens are worth.
 
   python -m tests.benchmarks.retrieval [--only=full,window,hybrid] [--seed=0] [--png=retrieval.png]
 
-Full attention and a window alone learn by configs/retrieval_tiny.py on the same batches, hybrid
-attention by configs/retrieval_hybrid.py: the same model and seed, narrow first, in fewer steps. All
-answer the same held-out questions. An answer counts where the whole worked completion is the argmax
-under teacher forcing: that is when greedy decoding writes it, so no engine is needed. The value is
-first written behind the 'k' of the thought, two tokens past the question: through n layers a window
-of w sees what is at most n·(w − 1) tokens before that 'k', its `reach`. Near: within one window.
-Far: beyond the reach.
+Full attention learns by configs/retrieval_tiny.py, hybrid attention by configs/retrieval_hybrid.py:
+the same model and seed, its window narrow first, in fewer steps. The window alone has the hybrid's
+stages without the key tokens. All answer the same held-out questions. An answer counts where the
+whole worked completion is the argmax under teacher forcing: that is when greedy decoding writes it,
+so no engine is needed. The value is first written behind the 'k' of the thought, two tokens past
+the question: through n layers a window of w sees what is at most n·(w − 1) tokens before that 'k',
+its `reach`. Near: within one window. Far: beyond the reach, where a window alone can but guess.
 """
 
 import argparse
@@ -54,8 +54,8 @@ HELD_OUT = 1024
 def experiments() -> dict[str, Experiment]:
   """What is compared, by name: a pattern with the stages by which it learns."""
   full = from_dict(Experiment, retrieval_tiny.get_config())
-  window = dataclasses.replace(full, model=retrieval_tiny.model(Window(WINDOW)))
   hybrid = from_dict(Experiment, retrieval_hybrid.get_config())
+  window = dataclasses.replace(hybrid, model=retrieval_tiny.model(Window(WINDOW)))
   top_k = dataclasses.replace(full, model=retrieval_tiny.model(TOP_K))
   return {'full': full, 'window': window, 'hybrid': hybrid, 'top_k': top_k}
 
@@ -109,10 +109,13 @@ def draw(found: dict[str, list[tuple[int, int]]], reach: int, path: str) -> None
 
   def panel(axes: Axes) -> None:
     colours = (curves.BLACK, curves.VERMILLION, curves.BLUE, curves.GREEN, curves.PURPLE)
-    for (name, bins), colour in zip(found.items(), itertools.cycle(colours)):
+    looks = itertools.cycle(zip(colours, (6, 4, 3, 2, 1.5)))
+    # Lines that lie on each other stay visible: each is thinner than the one before it.
+    for (name, bins), (colour, width) in zip(found.items(), looks):
       x = np.arange(1, len(bins) + 1) - 0.5
       low, high = zip(*(wilson(*b) for b in bins))
-      axes.plot(x, [r / n for r, n in bins], 'o-', color=colour, label=name)
+      rates = [r / n for r, n in bins]
+      axes.plot(x, rates, 'o-', color=colour, label=name, lw=width, ms=2 * width)
       axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.axhline(0.1, color=curves.GREY, linestyle=':', label='chance')
     axes.axvline((reach - BEHIND) / WINDOW, color=curves.GREY, linestyle='--', label='reach')
