@@ -1,14 +1,15 @@
 """What attention patterns find at which distance, and what key tokens are worth.
 
-  python -m tests.benchmarks.retrieval [--only=full,window,hybrid,top_k] [--seed=0] [--png=retrieval.png]
+  python -m tests.benchmarks.retrieval [--only=full,top_k] [--seed=0] [--png=retrieval.png]
 
 Full attention learns by configs/retrieval_tiny.py, hybrid attention by configs/retrieval_hybrid.py:
 the same model and seed, its window narrow first, in fewer steps. The window alone has the hybrid's
-stages without the key tokens; top-k attention, as many keys as a window, full attention's. All answer the same held-out questions. An answer counts where the
-whole worked completion is the argmax under teacher forcing: that is when greedy decoding writes it,
-so no engine is needed. The value is first written behind the 'k' of the thought, two tokens past
-the question: through n layers a window of w sees what is at most n·(w − 1) tokens before that 'k',
-its `reach`. Near: within one window. Far: beyond the reach, where a window alone can but guess.
+stages without the key tokens; top-k attention has full attention's, and as many keys as a window.
+All answer the same held-out questions. An answer counts where the whole worked completion is the
+argmax under teacher forcing: that is when greedy decoding writes it, so no engine is needed. The
+value is first written behind the 'k' of the thought, two tokens past the question: through n layers
+a window of w sees what is at most n·(w − 1) tokens before that 'k', its `reach`. Near: within one
+window. Far: beyond the reach, where a window alone can but guess.
 """
 
 import argparse
