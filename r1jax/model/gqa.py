@@ -103,7 +103,7 @@ def over_cache(
   cache = caches.put(cache, place, entries, c.pattern)
   if pool.serves(cache, place, c.pattern):
     chosen = pool.choose(cache, place, c.pattern, index, chosen_BLT)
-    o_BLNH = pool.over_pool(q_BLNH, cache, place, c.pattern, marked, chosen, scale)
+    o_BLNH = pool.over_pool(q_BLNH, cache, place, c.pattern, marked, scale, None, chosen)
     return o_BLNH, Kept(cache, chosen)
   held = caches.look(cache, place, entries)
   k_BMKH, v_BMKH, *_ = held.memory

@@ -181,7 +181,7 @@ def over_cache(
   cache = caches.put(cache, place, entries, c.pattern)
   if pool.serves(cache, place, c.pattern):
     chosen = pool.choose(cache, place, c.pattern, index, chosen_BLT)
-    told = cache, place, c.pattern, marked, chosen, scale, c.kv_latent
+    told = cache, place, c.pattern, marked, scale, c.kv_latent, chosen
     return values(c, pool.over_pool(to_latents(q, up.k_RNH), *told), up), Kept(cache, chosen)
   held = caches.look(cache, place, entries)
   kv_BMC, M = held.memory.kv_nBMC, held.memory.kv_nBMC.shape[1]

@@ -113,9 +113,9 @@ def over_pool(
   place: Place,
   pattern: Pattern,
   marked: Marks,
-  chosen_BLT: jax.Array | None,
   scale: float,
   width: int | None = None,
+  chosen_BLT: jax.Array | None = None,
 ) -> jax.Array:
   """o_BLNV of one query a row, behind `cache.put`.
 
