@@ -3,11 +3,13 @@
 The variables must stand before jax is first imported, hence here and not in a fixture.
 """
 
+import gc
 import os
 import pathlib
 import signal
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
+MAPPINGS = 10_000
 _DEVICES = '--xla_force_host_platform_device_count=8'
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -35,3 +37,16 @@ def quick_compilation(request):
   jax.config.update('jax_disable_most_optimizations', quick)
   yield
   jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+  """Drops what earlier modules compiled before Linux refuses more mappings: XLA has 4 a program.
+
+  At vm.max_map_count, 65,530 by default, the process ends by a segmentation fault.
+  """
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > MAPPINGS:
+    jax.clear_caches()
+    gc.collect()

@@ -15,6 +15,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from r1jax.checkpoint.errors import expected
+
 LOG = logging.getLogger(__name__)
 
 
@@ -80,12 +82,17 @@ def quiet() -> Iterator[None]:
   def ours(record: logging.LogRecord) -> bool:
     return '/orbax/' not in record.pathname and 'orbax' not in record.getMessage()
 
+  def known(record: logging.LogRecord) -> bool:
+    """A future tells its error without a word of Orbax."""
+    error = record.exc_info[1] if record.exc_info else None
+    return ours(record) and not (error and expected(error))
+
   def unraisable(found: Any) -> None:
     if not (found.exc_type is RuntimeError and str(found.exc_value) == 'Event loop is closed'):
       hook(found)
 
   absl.addFilter(ours)
-  loops.addFilter(ours)
+  loops.addFilter(known)
   sys.unraisablehook = unraisable
   try:
     yield
@@ -93,5 +100,5 @@ def quiet() -> Iterator[None]:
     warnings.filterwarnings('ignore', r'coroutine .async_serialize.* was never awaited')
     raise
   sys.unraisablehook = hook
-  loops.removeFilter(ours)
+  loops.removeFilter(known)
   absl.removeFilter(ours)

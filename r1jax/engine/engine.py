@@ -19,6 +19,11 @@ from r1jax.sharding import place
 SHAPES = 64  # batches and prompt widths of one engine; more means that a caller does not pad
 
 
+def without_routes(*args: Any, **settings: Any) -> Samples:
+  """Samples of a caller that replays nothing: XLA then keeps no choices either."""
+  return generate(*args, **settings)._replace(routes=None)
+
+
 class Engine:
   """Static batches: every row runs until all have stopped."""
 
@@ -28,8 +33,10 @@ class Engine:
     stops: tuple[int, ...],
     mesh: jax.sharding.Mesh | None = None,
     announce: Announce = silent,
+    routes: bool = True,
   ):
     self.cfg, self.stops, self.mesh, self._announce = cfg, tuple(stops), mesh, announce
+    self._write = generate if routes else without_routes
     self._programs: dict[tuple, Program] = {}
 
   def __call__(
@@ -46,7 +53,7 @@ class Engine:
     name = (sampling, limit, keep_support)
     if name not in self._programs:
       f = functools.partial(
-        generate, cfg=self.cfg, sampling=sampling, stops=self.stops, limit=limit,
+        self._write, cfg=self.cfg, sampling=sampling, stops=self.stops, limit=limit,
         keep_support=keep_support,
       )  # fmt: skip
       kind = 'rollout' if sampling.temperature else 'greedy rollout'

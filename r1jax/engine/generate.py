@@ -34,7 +34,7 @@ class Samples(NamedTuple):
   logp_BT: jax.Array
   length_B: jax.Array
   stopped_B: jax.Array
-  routes: tuple  # [run][block]: Choices [n, B, P+T, …] by position, for replay
+  routes: tuple | None  # [run][block]: Choices [n, B, P+T, …] by position, if kept for replay
   support_BTK: jax.Array | None = None  # ids that each token was drawn from, FILLER behind them
 
 

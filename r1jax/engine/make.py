@@ -27,11 +27,15 @@ def make(
   stops: tuple[int, ...],
   mesh: jax.sharding.Mesh | None = None,
   announce: Announce = silent,
+  routes: bool = False,
 ) -> AnyEngine:
-  """Both are called alike: (params, prompts, lengths, keys, sampling, limit) -> Samples."""
+  """Both are called alike: (params, prompts, lengths, keys, sampling, limit) -> Samples.
+
+  routes: whether samples hold what the model chose for each position, experts and keys, for replay.
+  """
   check(spec, cfg)
   match spec:
     case Paged():
-      return Batches(spec, cfg, tuple(stops), mesh, announce)
+      return Batches(spec, cfg, tuple(stops), mesh, announce, routes=routes)
     case Static():
-      return Engine(cfg, stops, mesh, announce)
+      return Engine(cfg, stops, mesh, announce, routes)

@@ -37,6 +37,7 @@ from r1jax.train.experiment import Experiment
 from r1jax.train.point import Point
 from r1jax.train.profile import Profiler, Window
 from r1jax.train.progress import Progress
+from r1jax.train.rl import RL
 from r1jax.train.stop import Stop
 from r1jax.train.telemetry import Mute, Timers, Writer
 
@@ -179,7 +180,8 @@ def build(
     opened=opened,
   )
   run.stop = stack.enter_context(Stop(every.deadline, lambda text: run.progress.note(text)))
-  run.engine = engines.make(exp.engine, exp.model, tok.stops, mesh, run.announce)
+  replays = any(isinstance(s, RL) and s.routing == 'replay' for s in exp.stages)
+  run.engine = engines.make(exp.engine, exp.model, tok.stops, mesh, run.announce, replays)
   if mesh is not None:
     stack.enter_context(jax.set_mesh(mesh))
   return run

@@ -1,5 +1,7 @@
 """Work in the background: one piece at a time, and no error is lost."""
 
+import asyncio
+import gc
 import logging
 import subprocess
 import sys
@@ -59,6 +61,18 @@ def test_quiet_silences_orbax_alone(caplog, monkeypatch):
       absl.handle(absl.makeRecord('absl', logging.ERROR, path, msg=path, **where))
   absl.handle(absl.makeRecord('absl', logging.ERROR, '/x/orbax/b.py', msg='after', **where))
   assert caplog.messages == ['/x/r1jax/a.py', 'after']
+
+
+def test_quiet_silences_futures_whose_write_failed_and_no_others(caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger('asyncio'), 'filters', [])
+  loop = asyncio.new_event_loop()
+  with quiet():
+    for text in ('RESOURCE_EXHAUSTED: Error writing "a": No space left on device', 'a bug'):
+      loop.create_future().set_exception(ValueError(text))
+      gc.collect()
+  loop.close()
+  (told,) = caplog.records
+  assert told.exc_info[1].args == ('a bug',)
 
 
 @pytest.mark.skipif((3, 12) <= sys.version_info[:3] < (3, 12, 2), reason='gh-113964')

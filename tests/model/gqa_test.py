@@ -7,7 +7,7 @@ import pytest
 
 from r1jax.model.config import GQA, Rope
 from r1jax.model.gqa import GroupedQueryAttention
-from r1jax.model.types import Place
+from r1jax.model.types import Kept, Place
 
 L, D = 4, 8
 RNG = np.random.default_rng(0)
@@ -55,9 +55,9 @@ def test_the_module_against_numpy(cfg):
     jax.eval_shape(module.init, jax.random.key(0), x, PLACE, None)['params'],
     is_leaf=lambda box: hasattr(box, 'unbox'),
   )
-  y, cache = jax.jit(module.apply)({'params': params}, x, PLACE, None)
+  y, kept = jax.jit(module.apply)({'params': params}, x, PLACE, None)
   want = by_hand(jax.tree.map(lambda a: np.asarray(a, 'f8'), params), X[0], cfg)
-  assert cache is None
+  assert kept == Kept()
   np.testing.assert_allclose(y[0], want, rtol=1e-4, atol=1e-4)
 
 

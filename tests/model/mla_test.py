@@ -8,7 +8,7 @@ import pytest
 from r1jax.model import presets
 from r1jax.model.config import MLA, Rope
 from r1jax.model.mla import LatentAttention, Query, absorbed, absorbed_is_cheaper, expanded
-from r1jax.model.types import Place
+from r1jax.model.types import Kept, Place
 
 B, L, M, N, H, P, R, V, D = 2, 3, 5, 4, 6, 4, 8, 7, 10
 RNG = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def test_the_module_against_numpy(q_latent):
     is_leaf=lambda box: hasattr(box, 'unbox'),
   )
   assert ('q_down' in params) == (q_latent is not None)
-  y, cache = jax.jit(module.apply)({'params': params}, x32, place, None)
+  y, kept = jax.jit(module.apply)({'params': params}, x32, place, None)
   want = by_hand(jax.tree.map(lambda a: np.asarray(a, 'f8'), params), x[0], cfg, positions)
-  assert cache is None
+  assert kept == Kept()
   np.testing.assert_allclose(y[0], want, rtol=1e-4, atol=1e-4)

@@ -166,7 +166,12 @@ def programs(name):
   module = MODULES[name]
   whole = Place(*WHOLE, np.int32(1))
   params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), X, whole, None))
-  step = jax.jit(lambda x, place, cache: module.apply(params, x, place, cache))
+
+  @jax.jit
+  def step(x, place, cache):
+    y, kept = module.apply(params, x, place, cache)
+    return y, kept.cache
+
   return np.asarray(step(X, whole, None)[0]), step
 
 

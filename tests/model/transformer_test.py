@@ -178,10 +178,8 @@ def test_streams_that_nobody_reads_cost_no_memory(remat):
   assert temporaries(64, (3,)) > temporaries(64, ()) + 32 * stream
 
 
-def test_routing_of_a_dense_model_is_empty():
-  load, balance = transformer.routing({'run0/block0': LayerOut()})
-  assert load == {}
-  assert balance == Term(0, 0)
+def test_a_dense_model_has_no_load_and_no_terms():
+  assert transformer.terms({'run0/block0': LayerOut()}) == ({}, Term(0, 0), Term(0, 0))
 
 
 def test_remat_changes_no_gradient(params, done):

@@ -146,7 +146,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(binary, arrays, whole, smal
   out = binary('train', CONFIG, f'--workdir={workdir}', *LENGTHS, keep)
   assert out.returncode == 2, out.stderr
   last = out.stderr.splitlines()[-1]
-  assert last.startswith('error: ') and 'space' in last and 'Traceback' not in out.stderr
+  assert last.startswith('error: ') and 'space' in last, out.stderr
+  assert 'Traceback' not in out.stderr, out.stderr
   store = Store(workdir / FOLDER)
   assert store.latest() is not None and f'step {store.latest()}' in last
   subprocess.run(['mount', '-o', 'remount,size=64m', small_disk], check=True)

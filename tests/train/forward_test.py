@@ -24,11 +24,11 @@ DATA = batch(
 
 def test_denominators_count_target_tokens_and_sequences_of_each_expert_layer(experiment):
   d = forward.denominators(DATA, jnp.float32(9), experiment.model)
-  assert [float(x) for x in d] == [9, 5, 3 * 3]
+  assert [float(x) for x in d] == [9, 5, 3 * 3, 1]
   empty = jax.tree.map(np.zeros_like, DATA)
   assert [float(x) for x in forward.denominators(empty, jnp.float32(0), experiment.model)] == [
     1
-  ] * 3
+  ] * 4
 
 
 DENSE = Layer(GQA(heads=2, kv_heads=1, head=8, std=0.2), Dense(16, std=0.2))
