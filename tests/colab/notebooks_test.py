@@ -57,6 +57,23 @@ def test_the_quickstart_notebook(monkeypatch, tmp_path):
   assert answers.count('9 - 8 + 7 - 6') == 1 and '7 - 2 + 9 - 5\n' in answers
 
 
+@pytest.mark.slow
+def test_the_sparse_attention_notebook(monkeypatch, tmp_path):
+  short = [(f'stages[0].phases[{i}].steps', '1') for i in range(3)]
+  short += [('stages[1].steps', '2'), ('evaluation.problems', '8'), ('evaluation.batch', '8')]
+  parameters = {'WORKDIR': str(tmp_path / 'run'), 'OVERRIDES': short, 'PROBLEMS': 16}
+  book = run(
+    '03_sparse_attention.ipynb', monkeypatch, LENGTHS=(64,), TRAINED=('hybrid',), **parameters
+  )
+  shares = re.findall(r'(\w+)\(.*on +(\d+)% of', printed(book, 'def seen('))
+  names, seen = zip(*shares)
+  assert names == ('Full', 'Window', 'Hybrid', 'TopK', 'Blocks') and seen[0] == '100'
+  assert int(seen[1]) < int(seen[2]) < 60 and int(seen[3]) < 60
+  assert 'MLA top-k' in printed(book, 'attention.measured')
+  assert re.search(r'hybrid: .*% of all, .*% of those beyond', printed(book, 'retrieval.right'))
+  assert pictures(book) == 4
+
+
 def test_the_judges_notebook(monkeypatch, tmp_path):
   short = [
     ('stages[0].steps', '2'),
