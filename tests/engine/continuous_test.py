@@ -204,8 +204,17 @@ def test_a_budget_needs_marks(params):
     engine.submit(dataclasses.replace(requests()[0], budget=Budget()))
 
 
-@pytest.mark.parametrize('expected', [SAMPLING, Sampling(0.0)], indirect=True)
-@pytest.mark.parametrize('drafting', [Modules(2), NGram(3)], ids=str)
+@pytest.mark.parametrize(
+  ('expected', 'drafting'),
+  [
+    (SAMPLING, Modules(2)),
+    (Sampling(0.0), NGram(3)),
+    pytest.param(Sampling(0.0), Modules(2), marks=pytest.mark.slow),
+    pytest.param(SAMPLING, NGram(3), marks=pytest.mark.slow),
+  ],
+  indirect=['expected'],
+  ids=str,
+)
 def test_contract_04_drafts_change_no_token(params, expected, drafting):
   sampling, want = expected
   engine = Continuous(MIXED, STOPS, ENGINES['few pages'], drafting=drafting)
@@ -214,7 +223,11 @@ def test_contract_04_drafts_change_no_token(params, expected, drafting):
   assert 0 <= engine.counts['accepted'] < engine.counts['drafted']
 
 
-@pytest.mark.parametrize('axes', [{'data': 8}, {'fsdp': 2, 'expert': 2, 'tensor': 2}], ids=str)
+@pytest.mark.parametrize(
+  'axes',
+  [pytest.param({'data': 8}, marks=pytest.mark.slow), {'fsdp': 2, 'expert': 2, 'tensor': 2}],
+  ids=str,
+)
 def test_contract_04_a_mesh_writes_what_one_device_does(params, axes):
   config = Config(slots=8, pages=32, page=8, longest=32, chunk=8, burst=4)
   mesh = meshes.make(Mesh(**axes))

@@ -176,10 +176,10 @@ def stale(x):
     *((name, 'pages') for name in PATTERNS),
     ('top-k', 'dense'),
     ('blocks', 'dense'),
-    ('gate and scores', 'int8'),
+    pytest.param('gate and scores', 'int8', marks=pytest.mark.slow),
     ('union', 'pinned, int8'),
     ('gate and scores', 'pinned'),
-    ('fixed, few slots', 'pinned'),
+    pytest.param('fixed, few slots', 'pinned', marks=pytest.mark.slow),
   ],
 )
 @hypothesis.settings(max_examples=4)

@@ -17,7 +17,11 @@ from r1jax.train import state as states
 from r1jax.train.rollouts import rollout
 from tests.train.stand_ins import Collect, grade
 
-TRUNKS = [Shared(), Shared(detach=True), Separate()]
+TRUNKS = [
+  pytest.param(Shared(), marks=pytest.mark.slow, id='shared'),
+  pytest.param(Shared(detach=True), id='detached'),
+  pytest.param(Separate(), id='separate'),
+]
 
 
 def with_ppo(experiment, **changes):
@@ -48,7 +52,7 @@ def rolled(experiment, bare, trunk):
   return exp, params, reinforce.prepare(run, stage, state, t, reinforce.comparison(run, stage))
 
 
-@pytest.fixture(params=TRUNKS, ids=['shared', 'detached', 'separate'])
+@pytest.fixture(params=TRUNKS)
 def made(request, experiment, bare):
   return rolled(experiment, bare, request.param)
 
@@ -138,7 +142,7 @@ def test_explained_variance_by_hand():
   assert ppo.explained(np.ones((1, 5)), Targets(None, np.ones((1, 5))), mask) == 0
 
 
-@pytest.mark.parametrize('trunk', [Shared(), Separate()], ids=['shared', 'separate'])
+@pytest.mark.parametrize('trunk', [TRUNKS[0], TRUNKS[2]])
 def test_a_checkpoint_holds_the_critic_and_gives_it_back(experiment, bare, tmp_path, trunk):
   exp = with_ppo(experiment, trunk=trunk, old='recomputed')
   run, keep = bare(exp, None, grade), Collect()

@@ -157,3 +157,14 @@ def _load():
 def published(request):
   """The name of each published model in turn."""
   return request.param
+
+
+VARIANTS = ('v3 no query latent', 'v3 halves', 'v3 raw gates', 'v2 lite')
+
+
+@pytest.fixture(
+  params=[pytest.param(p, marks=pytest.mark.slow) if p in VARIANTS else p for p in PUBLISHED]
+)
+def written(request):
+  """The same where texts are written; those that differ in a detail of another one are slow."""
+  return request.param

@@ -58,12 +58,12 @@ def test_states_after_each_block_of_deepseek(publish, load, name):
     assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
 
 
-def test_64_greedy_tokens_are_those_of_transformers(publish, load, published):
+def test_64_greedy_tokens_are_those_of_transformers(publish, load, written):
   """By one pass over their text: at each position our best token is the one they took.
 
   That is what greedy decoding from a cache writes, which tests/engine/generate_test.py shows.
   """
-  model, folder = publish(published)
+  model, folder = publish(written)
   cfg, params = load(folder)
   prompts, limit = TOKENS[:, :8], 64
   with torch.no_grad():

@@ -114,7 +114,9 @@ def without_races(kernel, *args):
   [
     (Band(), None, Sizes(128, 64), False, [75, 40], (2, 1), (64, 64)),
     (Band(0, 70), 0.7, Sizes(64, 128), False, [128], (1, 1), (64, 64)),
-    (Band(1), None, Sizes(64, 64), True, [100, 60], (1, 1), (128, 64)),
+    pytest.param(
+      Band(1), None, Sizes(64, 64), True, [100, 60], (1, 1), (128, 64), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_outputs_and_gradients_in_the_interpreter(
