@@ -6,6 +6,8 @@ import jax
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # private until 0.12
 
+from r1jax.sharding.mesh import AXES
+
 INTERPRET = InterpretGPUParams(detect_races=True)
 
 
@@ -27,7 +29,8 @@ def h200():
   """What lowering without a GPU asks for: newer jax takes the architecture from the mesh."""
   if hasattr(jax.sharding, 'AbstractDevice'):
     device = jax.sharding.AbstractDevice('NVIDIA H200', 132, 'gpu')
-    mesh = jax.sharding.AbstractMesh((1,), ('x',), abstract_device=device)
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    mesh = jax.sharding.AbstractMesh((1,) * len(AXES), AXES, auto, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
       yield
   else:

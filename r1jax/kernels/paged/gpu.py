@@ -20,7 +20,6 @@ masked, their values are zeroed as well, as 0 · NaN is not 0.
 On a GPU none of this has run yet, so nothing takes it unasked: see PROVEN in kernels/attention.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -29,83 +28,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from r1jax.kernels.attention.gpu_tiles import (
-  LOG2E,
-  REGISTERS,
-  ROWS,
-  Ring,
-  capped,
-  cost,
-  launch,
-  matmul,
-  over,
-  produce,
-  ring,
-)
+from r1jax.kernels.attention.gpu_tiles import ROWS, launch
+from r1jax.kernels.paged.gpu_chain import BOUNDS, SCALES, Job, attend, buffers_of
 from r1jax.kernels.paged.memory import Int8, Memory, Stack, in_pool, numbers
 from r1jax.kernels.paged.visible import Visible, padded, seen
 
 SHARED = 226 * 1024  # bytes for buffers, of 227 KiB: the rest is for barriers
 APART = 1024  # each buffer starts at a multiple of it
-PLACES = (64, 32, 16)  # of a stage; the first of which enough stages fit
+PLACES = (64, 32)  # of a stage; the first of which enough stages fit
 STAGES, LEAST = 6, 3  # at most and at least; of int8 pages before they are converted
 CONVERTED = 2  # stages behind those
 COLUMNS = 256  # of o for a warpgroup, in registers
-SCORER, PRODUCER = 112, 64  # registers of a thread; warpgroups of values share the rest
 BLOCKS = 132  # that run at once: an H200's multiprocessors
 BEGIN = 4  # what a part costs beyond its stages, in stages
-LOW = -1e30  # below every score, but finite: LOW − LOW is 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """What the kernel knows when it is compiled."""
-
-  places: int  # of a stage
-  copy: int  # places of a copy
-  stages: int
-  raw: int  # stages of int8 pages, 0 of others
-  splits: int  # parts of a list
-  rows: int  # of 64 query heads, those that are written
-  parts: tuple[int, ...]  # widths of q's buffers: a values warpgroup's columns each, then the rest
-  keys: tuple[int, ...]  # widths of the key stacks
-  width: int
-  own: bool  # values have a stack of their own
-  blocks: int  # of 64 query heads, a kv head
-  scale: float
-  soft_cap: float | None
-  interpret: bool
-
-  @property
-  def columns(self) -> list[tuple[int, int]]:
-    """(first, how many) columns of o of each values warpgroup."""
-    return [(first, self.parts[0]) for first in range(0, self.width, self.parts[0])]
-
-  @property
-  def read(self) -> tuple[int, ...]:
-    """Widths of all stacks, as they are read."""
-    return (*self.keys, self.width) if self.own else self.keys
-
-
-class Buffers(NamedTuple):
-  """Shared memory and barriers of a block."""
-
-  q: tuple
-  stages: tuple  # a stack each, [stages, places, width]
-  raw: tuple
-  bounds: Any
-  scales: Any
-  p: Any
-  kept: Any
-  lse: Any
-  ready: Any  # q is there
-  staging: Ring
-  copied: Any  # raw is there
-  weights: Ring  # of p and kept
 
 
 class Lists(NamedTuple):
@@ -118,18 +55,26 @@ class Lists(NamedTuple):
 
 def refusal(q_BNH: jax.Array, memory: Memory, interpret: Any = False) -> str | None:
   """Why the kernel does not take this memory, if it does not."""
-  kinds, query = {numbers(s).dtype.name for s in memory.stacks}, q_BNH.dtype.name
-  known = ('bfloat16', 'float16') + (('float32',) if interpret else ())
-  if query not in known or kinds not in ({query}, {'int8'}):
-    return f'pages of {", ".join(sorted(kinds))} for queries in {query}; int8 or the queries\' are read, {" or ".join(known)}'
-  layers, pages, size = numbers(memory.keys[0]).shape[:3]
-  if size % 8 or layers * pages * size >= 2**31:
-    return f'{layers} · {pages} pages of {size} places; multiples of 8 are read, of a pool below 2^31'
-  V, widths = memory.width, memory.widths
-  if any(w % 64 for w in (*widths, V)):
-    return f'keys of {" + ".join(map(str, widths))} numbers, values of {V}; multiples of 64 are read'
-  if V > min(2 * COLUMNS, sum(widths)) or (V > COLUMNS and V % 128):
-    return f'values of {V} numbers, keys of {sum(widths)}; up to {2 * COLUMNS} and the keys\' fit'
+  stored, query = [numbers(s) for s in memory.stacks], q_BNH.dtype.name
+  kinds, (V, widths) = sorted({x.dtype.name for x in stored}), (memory.width, memory.widths)
+  known = ['bfloat16', 'float16'] + ['float32'] * bool(interpret)
+  if query not in known or kinds not in ([query], ['int8']):
+    return (
+      f'pages of {", ".join(kinds)} for queries in {query}; of int8 or the same are read, for '
+      f'queries in {" or ".join(known)}'
+    )
+  if memory.size % 8:
+    return f'pages of {memory.size} places; a multiple of 8 is read'
+  if math.prod(stored[0].shape[:3]) >= 2**31:
+    return f'{math.prod(stored[0].shape[:3])} places in all layers; fewer than 2^31 are read'
+  if any(w % 64 for w in (*widths, V)) or any(x.shape[-1] % 16 for x in stored):
+    return (
+      f'keys of {" + ".join(map(str, widths))} numbers, values of {V}; multiples of 64 are read'
+    )
+  if sum(widths) < V or V > 2 * COLUMNS or (V > COLUMNS and V % 128):
+    return (
+      f'values of {V} numbers; {2 * COLUMNS} are served and {sum(widths)}, as many as keys have'
+    )
   if memory.values is not None and len(widths) > 1:
     return f'{len(widths)} key stacks beside one of values; one is read'
   if fitting(q_BNH, memory) is None:
@@ -138,14 +83,15 @@ def refusal(q_BNH: jax.Array, memory: Memory, interpret: Any = False) -> str | N
 
 
 def fitting(q_BNH: jax.Array, memory: Memory, most: int = PLACES[0]) -> tuple[int, int, int] | None:
-  """(places of a stage, stages, raw stages) of the largest stages that fit, up to `most` places."""
+  """(places of a stage, stages, int8 stages) of the largest that fit, of not much above `most`."""
   size, coded, H = q_BNH.dtype.itemsize, isinstance(memory.keys[0], Int8), sum(memory.widths)
   read = H + (0 if memory.values is None else memory.width)
   for places in PLACES:
+    stage = places * read
     free = SHARED - ROWS * (H + places) * size - (4 if coded else 3) * APART
-    stages = CONVERTED if coded else min(STAGES, free // (places * read * size))
-    raw = min(STAGES, (free - stages * places * read * size) // (places * read)) if coded else 0
-    if (raw >= LEAST if coded else stages >= LEAST) and (places <= most or places == PLACES[-1]):
+    stages = CONVERTED if coded else min(STAGES, free // (stage * size))
+    raw = min(STAGES, (free - stages * stage * size) // stage) if coded else 0
+    if (raw if coded else stages) >= LEAST and (places <= most or places == PLACES[-1]):
       return places, stages, raw
   return None
 
@@ -169,21 +115,22 @@ def paged_attention(
   interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
   """(o_BNV, lse_BN); a row that sees nothing gives 0 and −inf. `interpret`: InterpretGPUParams."""
-  (B, N, H), K = q_BNH.shape, memory.heads
   job = _job(q_BNH, memory, visible.pages_BT.shape[1], scale, soft_cap, bool(interpret))
   visible = padded(visible, job.places // job.copy)
-  lists = lists_of(visible, memory, layer, job)
-  q_BKGH = rearrange(q_BNH, 'B (K G) H -> B K G H', K=K)
+  q_BKGH = rearrange(q_BNH, 'B (K G) H -> B K G H', K=memory.heads)
   G = q_BKGH.shape[2]
   q_BKGH = jnp.pad(q_BKGH, ((0, 0), (0, 0), (0, job.blocks * ROWS - G), (0, 0)))
   q_BXSH = rearrange(q_BKGH, 'B K (I S) H -> B (K I) S H', S=ROWS)
-  # Layers and pages as one axis: places, of which a copy takes some.
-  pools = [numbers(s).reshape(-1, *numbers(s).shape[3:]) for s in memory.stacks]
   scales = [_scales(memory, layer, visible, job)] if job.raw else []
-  o_BZXSV, lse_BZXS = _kernel(q_BXSH, lists, pools, scales, job, interpret)
-  o_BZXSV, lse_BZXS = merged(o_BZXSV, lse_BZXS[..., : job.rows], q_BNH.dtype)
-  heads = lambda x: rearrange(x, 'B (K I) S ... -> B K (I S) ...', K=K)[:, :, :G]
-  return tuple(rearrange(heads(x), 'B K G ... -> B (K G) ...') for x in (o_BZXSV, lse_BZXS))
+  # Layers, pages and places as one axis, which copies cut.
+  pools = [numbers(s).reshape(-1, *numbers(s).shape[3:]) for s in memory.stacks]
+  parts = _call(q_BXSH, lists_of(visible, memory, layer, job), scales, pools, job, interpret)
+
+  def by_head(x: jax.Array) -> jax.Array:
+    x = rearrange(x, 'B (K I) S ... -> B K (I S) ...', K=memory.heads)[:, :, :G]
+    return rearrange(x, 'B K G ... -> B (K G) ...')
+
+  return tuple(map(by_head, merged(*parts, q_BNH.dtype)))
 
 
 def _job(
@@ -195,24 +142,26 @@ def _job(
   interpret: bool,
 ) -> Job:
   """How the kernel goes about lists of so many entries."""
-  (B, N, H), K, V, size = q_BNH.shape, memory.heads, memory.width, memory.size
+  (B, N, _), K, V, size = q_BNH.shape, memory.heads, memory.width, memory.size
   places, stages, raw = fitting(q_BNH, memory, entries * size)
   G, steps = N // K, -(-entries * size // places)
   blocks = -(-G // ROWS)
-  share = V if V <= COLUMNS else V // 2
-  cuts = sorted({*range(0, V, share), V, *itertools.accumulate(memory.widths)})
+  ends = [0, *itertools.accumulate(memory.widths)]
+  cuts = sorted({*range(0, V, V if V <= COLUMNS else V // 2), V, *ends})
+  stack = [max(n for n, end in enumerate(ends[:-1]) if end <= a) for a in cuts[:-1]]
+  parts = [(n, a - ends[n], b - a) for n, (a, b) in zip(stack, itertools.pairwise(cuts))]
   return Job(
     places=places,
     copy=math.gcd(size, places),
     stages=stages,
     raw=raw,
     splits=splits_of(B * K * blocks, steps),
+    blocks=blocks,
     rows=min(ROWS, -(-G // 8) * 8),
-    parts=tuple(b - a for a, b in itertools.pairwise(cuts)),
+    parts=tuple(parts),
     keys=memory.widths,
     width=V,
     own=memory.values is not None,
-    blocks=blocks,
     scale=scale,
     soft_cap=soft_cap,
     interpret=interpret,
@@ -232,8 +181,7 @@ def lists_of(visible: Visible, memory: Memory, layer: jax.Array, job: Job) -> Li
   some_BT = (from_BTC < to_BTC).any(-1)
   all_BT = ((from_BTC == 0) & (to_BTC == job.copy)).all(-1)
   bounds_BTX = jnp.concatenate([all_BT[..., None], from_BTC + to_BTC * 2**16], -1)
-  # TMA copies multiples of 16 bytes.
-  bounds_BTX = jnp.pad(bounds_BTX, ((0, 0), (0, 0), (0, -bounds_BTX.shape[-1] % 4)))
+  bounds_BTX = jnp.pad(bounds_BTX, ((0, 0), (0, 0), (0, BOUNDS - bounds_BTX.shape[-1])))
   t = jnp.arange(some_BT.shape[1])
   end_B = jnp.where(some_BT, t + 1, 0).max(1)
   first_B = jnp.minimum(jnp.where(some_BT, t, t.size).min(1), end_B)
@@ -241,7 +189,7 @@ def lists_of(visible: Visible, memory: Memory, layer: jax.Array, job: Job) -> Li
 
 
 def _scales(memory: Memory, layer: jax.Array, visible: Visible, job: Job) -> jax.Array:
-  """[B, K, stages, stacks, places] of what is listed, 0 where it is not seen."""
+  """[B, K, stages, stacks, SCALES] of what is listed, 0 where it is not seen."""
   pages_BT, (B, T) = in_pool(visible.pages_BT, memory), visible.pages_BT.shape
   seen_BM1 = seen(visible, memory.size)[..., None]
 
@@ -250,7 +198,8 @@ def _scales(memory: Memory, layer: jax.Array, visible: Visible, job: Job) -> jax
     scale = jnp.where(seen_BM1, scale.reshape(B, T * memory.size, memory.heads), 0)
     return rearrange(scale, 'B (T Z) K -> B K T Z', Z=job.places)
 
-  return jnp.stack([read(s) for s in memory.stacks], 3)
+  scales_BKTNZ = jnp.stack([read(s) for s in memory.stacks], 3)
+  return jnp.pad(scales_BKTNZ, ((0, 0),) * 4 + ((0, SCALES - job.places),))
 
 
 def merged(
@@ -264,57 +213,34 @@ def merged(
   return (o_BYXSV * w_BYXS[..., None]).sum(1).astype(dtype), lse_BXS
 
 
-def _kernel(
+def _call(
   q_BXSH: jax.Array,
   lists: Lists,
-  pools: list[jax.Array],
   scales: list[jax.Array],
+  pools: list[jax.Array],
   job: Job,
   interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
-  """(o, lse) of every part of a list, of blocks of 64 query heads."""
-  (B, X, _, H), steps = q_BXSH.shape, lists.copies_BTC.shape[1]
+  """(o, lse) of every part Y of a list, and of X blocks of 64 query heads."""
+  B, X, _, _ = q_BXSH.shape
   shape = B, job.splits, X
-  run = launch(
-    functools.partial(_attend, job=job),
+  o_BYXSV, lse_BYXS = launch(
+    functools.partial(attend, job=job),
     'paged_attention',
     (
       jax.ShapeDtypeStruct((*shape, job.rows, job.width), q_BXSH.dtype),
       jax.ShapeDtypeStruct((*shape, ROWS), jnp.float32),
     ),
-    (_buffers(q_BXSH.dtype, scales[0].dtype if scales else None, lists.bounds_BTX.shape[-1], job),),
+    (buffers_of(q_BXSH.dtype, scales[0].dtype if scales else None, job),),
     dict(zip(('rows', 'splits', 'heads'), shape)),
     len(job.columns) + 1,
-    _cost(q_BXSH, pools, steps, job),
+    _cost(q_BXSH, pools, lists.copies_BTC.shape[1], job),
     interpret,
-  )
-  return run(q_BXSH, *lists, *scales, *pools)
+  )(q_BXSH, *lists, *scales, *pools)
+  return o_BYXSV, lse_BYXS[..., : job.rows]
 
 
-def _buffers(dtype: jnp.dtype, scale: jnp.dtype | None, bounds: int, job: Job) -> Buffers:
-  """The types of a block's shared memory."""
-  copies = len(job.read) * (job.places // job.copy)
-  values = len(job.columns)
-  scales = plgpu.SMEM((job.stages, len(job.read), job.places), scale) if job.raw else ()
-  return Buffers(
-    q=tuple(plgpu.SMEM((ROWS, width), dtype) for width in job.parts),
-    stages=tuple(plgpu.SMEM((job.stages, job.places, width), dtype) for width in job.read),
-    raw=tuple(plgpu.SMEM((job.raw, job.places, w), jnp.int8) for w in job.read if job.raw),
-    bounds=plgpu.SMEM((job.stages, bounds), jnp.int32),
-    scales=scales,
-    p=plgpu.SMEM((ROWS, job.places), dtype),
-    kept=plgpu.SMEM((ROWS,), jnp.float32),
-    lse=plgpu.SMEM((ROWS,), jnp.float32),
-    ready=plgpu.Barrier(num_arrivals=len(job.parts)),
-    staging=ring(job.stages, 3 if job.raw else 1 + copies, values),
-    copied=plgpu.Barrier(num_arrivals=copies, num_barriers=max(1, job.raw)),
-    weights=ring(1, 1, values),
-  )
-
-
-def _cost(
-  q_BXSH: jax.Array, pools: list[jax.Array], steps: int, job: Job
-) -> pl.CostEstimate:
+def _cost(q_BXSH: jax.Array, pools: list[jax.Array], steps: int, job: Job) -> pl.CostEstimate:
   """Of full lists."""
   B, X, S, H = q_BXSH.shape
   pairs = B * X * S * steps * job.places
@@ -324,186 +250,3 @@ def _cost(
     transcendentals=pairs,
     bytes_accessed=B * X * steps * job.places * read,
   )
-
-
-def _attend(q, copies, bounds, span, *refs, job):
-  """Up to 64 query heads over a part of their row's list."""
-  scales, pools = (refs[0], refs[1:-3]) if job.raw else (None, refs[:-3])
-  o, lse, buffers = refs[-3:]
-  b, part, x, wg = (lax.axis_index(name) for name in ('rows', 'splits', 'heads', 'warpgroup'))
-  edge = lambda i: lax.div(i * span[b, 1], jnp.int32(job.splits))
-  begin, steps = span[b, 0] + edge(part), edge(part + 1) - edge(part)
-  count = len(job.columns)
-
-  for h, (first, width) in enumerate(job.columns):
-
-    @pl.when(wg == h)
-    def _values(h=h, columns=pl.ds(first, width)):
-      share = min(240, (REGISTERS - SCORER - PRODUCER) // count)
-      plgpu.set_max_registers(share // 8 * 8, action='increase')
-      buffers.q[h][...] = weighted(columns, steps, buffers, job).astype(o.dtype)
-      plgpu.commit_smem()
-      plgpu.copy_smem_to_gmem(buffers.q[h].at[pl.ds(0, job.rows)], o.at[b, part, x, :, columns])
-      plgpu.wait_smem_to_gmem(0)
-
-  @pl.when(wg == count)
-  def _scores():
-    plgpu.set_max_registers(SCORER, action='decrease')
-    first = 0
-    for to in buffers.q:
-      plgpu.copy_gmem_to_smem(q.at[b, x, :, pl.ds(first, to.shape[1])], to, buffers.ready)
-      first += to.shape[1]
-    plgpu.barrier_wait(buffers.ready)
-    buffers.lse[...] = softmax(steps, buffers, job)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(buffers.lse, lse.at[b, part, x])
-    plgpu.wait_smem_to_gmem(0)
-
-  @pl.when(wg == count + 1)
-  def _produce():
-    plgpu.set_max_registers(PRODUCER, action='decrease')
-    kv = lax.div(x, jnp.int32(job.blocks))
-
-    def beside(t, slot, full):
-      plgpu.copy_gmem_to_smem(bounds.at[b, begin + t], buffers.bounds.at[slot], full)
-      if job.raw:
-        plgpu.copy_gmem_to_smem(scales.at[b, kv, begin + t], buffers.scales.at[slot], full)
-
-    def pages(t, slot, full, into):
-      for i in range(job.places // job.copy):
-        places = pl.ds(copies[b, begin + t, i] * job.copy, job.copy)
-        for pool, to, width in zip(pools, into, job.read):
-          head = (kv,) if len(pool.shape) == 3 else ()
-          here = to.at[slot, pl.ds(i * job.copy, job.copy)]
-          plgpu.copy_gmem_to_smem(pool.at[(places, *head, pl.ds(0, width))], here, full)
-
-    if job.raw:
-      convert(steps, beside, functools.partial(pages, into=buffers.raw), buffers, job)
-      return
-
-    def both(t, slot, full):
-      beside(t, slot, full)
-      pages(t, slot, full, buffers.stages)
-
-    produce(steps, job.stages, [(buffers.staging, both)])
-
-
-def convert(steps, beside, pages, buffers, job):
-  """Fetches int8 pages into raw stages, and turns them into stages of q's dtype."""
-  ahead = jnp.int32(job.raw)
-
-  @pl.loop(0, jnp.minimum(steps, ahead))
-  def _first(t):
-    pages(t, t, buffers.copied.at[t])
-
-  def fetch(t, slot, full):
-    beside(t, slot, full)
-    raw = lax.rem(t, ahead)
-    plgpu.barrier_wait(buffers.copied.at[raw])
-    for source, to in zip(buffers.raw, buffers.stages):
-      to.at[slot][...] = source.at[raw][...].astype(to.dtype)
-    plgpu.commit_smem()
-    plgpu.barrier_arrive(full)
-    pl.when(t + ahead < steps)(lambda: pages(t + ahead, raw, buffers.copied.at[raw]))
-
-  produce(steps, job.stages, [(buffers.staging, fetch)])
-
-
-def softmax(steps, buffers, job):
-  """Online softmax of 64 query heads: hands on p, and what of o is to be kept; lse_S."""
-  weights = buffers.weights
-
-  def hand_on(kept_S):
-    buffers.kept[...] = kept_S
-    plgpu.commit_smem()
-    plgpu.barrier_arrive(weights.full)
-
-  def visit(t, state):
-    total_S, top_S = state
-    slot = lax.rem(t, jnp.int32(job.stages))
-    plgpu.barrier_wait(buffers.staging.full.at[slot])
-    s_SZ = masked(scores(slot, buffers, job), slot, buffers, job)
-    higher_S = jnp.maximum(top_S, s_SZ.max(1))
-    kept_S = jnp.exp2(top_S - higher_S)
-    p_SZ = jnp.exp2(s_SZ - over(higher_S, s_SZ.shape, 0))
-    total_S = total_S * kept_S + p_SZ.sum(1)
-    if job.raw:
-      p_SZ *= scale_of(-1 if job.own else 0, slot, s_SZ.shape, buffers)
-    pl.when(t > 0)(lambda: plgpu.barrier_wait(weights.free))
-    buffers.p[...] = p_SZ.astype(buffers.p.dtype)
-    hand_on(kept_S)
-    return total_S, higher_S
-
-  start = jnp.zeros(ROWS, jnp.float32), jnp.full(ROWS, LOW, jnp.float32)
-  total_S, top_S = lax.fori_loop(0, steps, visit, start)
-  seen_S = total_S > 0
-  some_S = jnp.where(seen_S, total_S, 1.0)
-  pl.when(steps > 0)(lambda: plgpu.barrier_wait(weights.free))
-  hand_on(1 / some_S)
-  return jnp.where(seen_S, top_S / LOG2E + jnp.log(some_S), -jnp.inf)
-
-
-def scores(slot, buffers, job):
-  """s_SZ of a stage in powers of two, capped; a product for each stack that has scales."""
-  product = functools.partial(matmul, transposed=True, interpret=job.interpret)
-  ends, first = [0, *itertools.accumulate(job.keys)], 0
-  pairs = [[] for _ in job.keys]
-  for q in buffers.q:
-    n = max(i for i, end in enumerate(ends[:-1]) if end <= first)
-    columns = pl.ds(first - ends[n], q.shape[1])
-    pairs[n] += [(q, buffers.stages[n].at[slot, :, columns])]
-    first += q.shape[1]
-  if not job.raw:
-    return capped(product(*sum(pairs, [])), job)[0]
-  scaled = [product(*some) for some in pairs]
-  scaled = [s * scale_of(n, slot, s.shape, buffers) for n, s in enumerate(scaled)]
-  return capped(sum(scaled[1:], scaled[0]), job)[0]
-
-
-def scale_of(n, slot, shape, buffers):
-  """The scales of the n-th stack's places, beside scores."""
-  n = n % buffers.scales.shape[1]
-  return over(buffers.scales[slot, n].astype(jnp.float32), shape, 1)
-
-
-def masked(s_SZ, slot, buffers, job):
-  """−inf where a place is not seen; there, values are zeroed, whatever they are, NaN too."""
-
-  def mask(s_SZ):
-    values = buffers.stages[-1 if job.own else 0]
-    for first in range(0, 0 if job.raw else job.width, 64):
-      part = values.at[slot, :, pl.ds(first, 64)]
-      part[...] = jnp.where(seen_of(slot, part.shape, 0, buffers, job), part[...], 0)
-    return jnp.where(seen_of(slot, s_SZ.shape, 1, buffers, job), s_SZ, -jnp.inf)
-
-  return lax.cond(buffers.bounds[slot, 0] > 0, lambda s: s, mask, s_SZ)
-
-
-def seen_of(slot, shape, axis, buffers, job):
-  """Where the places along this axis are seen."""
-  at, some = lax.broadcasted_iota(jnp.int32, shape, axis), None
-  for i in range(job.places // job.copy):
-    bound = buffers.bounds[slot, 1 + i]
-    low, high = (i * job.copy + x for x in (bound & 0xFFFF, lax.shift_right_logical(bound, 16)))
-    inside = (at >= low) & (at < high)
-    some = inside if some is None else some | inside
-  return some
-
-
-def weighted(columns, steps, buffers, job):
-  """Σ p v / Σ p of a values warpgroup's columns."""
-  weights, values = buffers.weights, buffers.stages[-1 if job.own else 0]
-
-  def visit(t, o_SV):
-    slot = lax.rem(t, jnp.int32(job.stages))
-    plgpu.barrier_wait(weights.full)
-    p_SZ, kept_S = buffers.p[...], buffers.kept[...]
-    plgpu.barrier_arrive(weights.free)
-    o_SV = o_SV * over(kept_S, o_SV.shape, 0)
-    o_SV = matmul((p_SZ, values.at[slot, :, columns]), onto=o_SV, interpret=job.interpret)
-    plgpu.barrier_arrive(buffers.staging.free.at[slot])
-    return o_SV
-
-  o_SV = lax.fori_loop(0, steps, visit, jnp.zeros((ROWS, columns.size), jnp.float32))
-  plgpu.barrier_wait(weights.full)
-  return o_SV * over(buffers.kept[...], o_SV.shape, 0)
