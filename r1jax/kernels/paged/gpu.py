@@ -15,7 +15,8 @@ turns them into the queries' dtype; scales are gathered outside and multiply sco
 
 Cost: 2·64·(H + V) flops a place and 64 query heads, were they fewer too; every page is copied once
 for 64 query heads. The last stage of a list may hold places that nobody sees: where they are
-masked, their values are zeroed as well, as 0 · NaN is not 0.
+masked, their values are zeroed as well, as 0 · NaN is not 0. Single places are left to XLA: TMA
+would have to write one row at a time, and the tiles that wgmma reads have eight.
 
 On a GPU none of this has run yet, so nothing takes it unasked: see PROVEN in kernels/attention.
 """
@@ -39,7 +40,7 @@ SHARED = 226 * 1024  # bytes for buffers, of 227 KiB: the rest is for barriers
 APART = 1024  # each buffer starts at a multiple of it
 PLACES = (64, 32)  # of a stage; the first of which enough stages fit
 STAGES, LEAST = 6, 3  # at most and at least; of int8 pages before they are converted
-CONVERTED = 2  # stages behind those
+CONVERTED = 2  # stages after that
 COLUMNS = 256  # of o for a warpgroup, in registers
 BLOCKS = 132  # that run at once: an H200's multiprocessors
 BEGIN = 4  # what a part costs beyond its stages, in stages

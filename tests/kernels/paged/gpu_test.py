@@ -22,22 +22,22 @@ def patched(monkeypatch, module, **values):
 
 
 @pytest.mark.parametrize(
-  'kind, size, rows, splits, cap, seed',
+  'kind, size, heads, rows, splits, cap, seed',
   [
-    ('grouped', 8, 2, 1, 1.5, 2),  # a stage of two pages
-    ('latent', 32, 1, 2, None, 1),  # a page of two stages
-    ('latent int8', 16, 1, 1, None, 2),
-    pytest.param('grouped int8', 16, 2, 2, 1.5, 2, marks=pytest.mark.slow),
+    ('grouped', 8, 4, 1, 1, 1.5, 2),  # a stage of two pages
+    ('latent', 32, 4, 2, 2, None, 6),  # a page of two stages
+    ('latent int8', 16, 65, 1, 1, None, 4),
+    pytest.param('grouped int8', 16, 4, 2, 2, 1.5, 2, marks=pytest.mark.slow),
   ],
 )
-def test_lists_of_pages_in_the_interpreter(kind, size, rows, splits, cap, seed, monkeypatch):
-  patched(monkeypatch, pool, WIDTH=64, VALUE=64, LATENT=(128, 64), SPARE=64, HEADS=1, PAGES=4)
+def test_lists_of_pages_in_the_interpreter(kind, size, heads, rows, splits, cap, seed, monkeypatch):
+  patched(monkeypatch, pool, WIDTH=64, VALUE=64, LATENT=(128, 64), SPARE=64, PAGES=4)
   monkeypatch.setattr(pool, 'SIZE', size)
   # Stages that are used again, and values over two warpgroups.
   patched(monkeypatch, gpu, PLACES=(16,), STAGES=2, LEAST=2, COLUMNS=64)
   monkeypatch.setattr(gpu, 'splits_of', lambda *_: splits)
   rng = np.random.default_rng(seed)
-  q, keys, values, width = pool.draw(rng, kind, rows)
+  q, keys, values, width = pool.draw(rng, kind, rows, heads)
   # The first row of two sees nothing.
   visible = Visible(*(x[2 - rows : 2] for x in pool.lists(rng, 3, 64 // size + 1)))
   seen = pool.places(visible)
