@@ -53,7 +53,7 @@ def test_lists_of_pages_in_the_interpreter(kind, size, heads, rows, splits, cap,
   pool.check(got, pool.oracle(q, keys, values, width, 1, seen, cap))
 
 
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(seed=st.integers(0, 999), copy=st.sampled_from([(4, 16), (2, 2), (2, 6)]))
 def test_stages_hold_what_rows_list_and_no_more_before_and_behind_it(seed, copy):
   (unit, places), visible = copy, pool.lists(np.random.default_rng(seed), 3, 7)
