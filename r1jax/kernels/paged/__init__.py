@@ -8,7 +8,8 @@ where they are read: nothing of the pool's size is copied. int8 is read as it is
 
 Cost: 2·N·(H + V) flops and K·(H + V) numbers read a place (MLA: H numbers), and the same of the
 places of a page that are not seen. `xla` writes and reads what it gathers once more, a chunk at a
-time; `tpu` copies pages straight into the kernel's memory.
+time; `tpu` and `gpu` (sm_90) copy pages straight into the kernel's memory. `gpu` serves those who
+ask for it: it has not run on hardware yet.
 
 On a mesh each device has its rows and their pages, as in model/cache.py, and its heads.
 """
@@ -19,14 +20,15 @@ from typing import Any
 
 import jax
 
-from r1jax.kernels.paged import reference, tpu, xla
+from r1jax.kernels.paged import gpu, reference, tpu, xla
 from r1jax.kernels.paged.memory import Int8, Memory, Stack, memory_of, numbers
 from r1jax.kernels.paged.visible import Visible
 from r1jax.kernels.platform import resolve
 from r1jax.sharding import rules
 from r1jax.sharding.place import check_rows
 
-PAGED = {'tpu': tpu, 'xla': xla, 'reference': reference}
+PAGED = {'tpu': tpu, 'gpu': gpu, 'xla': xla, 'reference': reference}
+REFUSALS = {'tpu': tpu.refusal, 'gpu': gpu.refusal}
 SELECTED = {'xla': xla, 'reference': reference}
 
 
@@ -51,9 +53,9 @@ def paged_attention(
   kind = resolve(implementation, {'tpu': 'tpu', '*': 'xla'}, tuple(PAGED))
 
   def run(q_BNH: jax.Array, memory: Memory, *lists: Any) -> tuple[jax.Array, jax.Array]:
-    why = kind == 'tpu' and tpu.refusal(q_BNH, memory)  # of the heads that one device has
+    why = kind in REFUSALS and REFUSALS[kind](q_BNH, memory)  # of the heads that one device has
     if why and implementation:
-      raise NotImplementedError(f'paged attention on tpu: {why}')
+      raise NotImplementedError(f'paged attention on {kind}: {why}')
     return PAGED['xla' if why else kind].paged_attention(q_BNH, memory, *lists, scale, soft_cap)
 
   return _on_shards(run, q_BNH, memory, layer, visible)

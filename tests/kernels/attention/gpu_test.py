@@ -1,16 +1,13 @@
 """The Mosaic GPU kernels: against float64 in jax's interpreter, and lowered for an H200."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # private until 0.12
 
 from r1jax.kernels.attention import gpu, gpu_backward, gpu_tiles
 from r1jax.kernels.attention.lists import Band, Listed, Range, Sizes, Tokens, banded
+from tests.kernels.cuda import INTERPRET, lowered, without_races
 
 SCALE = 0.3
 
@@ -102,13 +99,6 @@ def check(got, expected, atol):
     np.testing.assert_allclose(np.float64(a), b, rtol=0, atol=bound, err_msg=name)
 
 
-def without_races(kernel, *args):
-  """Runs one interpreted kernel to its end, alone: its threads block those of XLA."""
-  out = jax.block_until_ready(jax.jit(kernel)(*args))
-  assert not interpret_pallas_call.get_races().races_found
-  return out
-
-
 @pytest.mark.parametrize(
   'band, cap, sizes, chosen, lengths, heads, widths',
   [
@@ -126,9 +116,8 @@ def test_outputs_and_gradients_in_the_interpreter(
   L = -(-sum(lengths) // 64) * 64
   tokens, arrays = row(lengths, L), draw(1, 1, L, L, *heads, *widths)
   forth, back, pairs = visits(tokens, tokens, band, sizes, chosen)
-  interpret = InterpretGPUParams(detect_races=True)
   got = gradients(
-    arrays, tokens, tokens, (forth, forth, back), (sizes,) * 3, band, cap, interpret, without_races
+    arrays, tokens, tokens, (forth, forth, back), (sizes,) * 3, band, cap, INTERPRET, without_races
   )
   check(got, oracle(*arrays, mask_of(tokens, tokens, band, pairs, sizes), cap), 1e-5)
 
@@ -152,18 +141,6 @@ def test_blocks_that_see_each_other_wholly_are_not_masked(band, lengths):
     assert (blind == 0).all() == seen.all()
 
 
-@contextlib.contextmanager
-def h200():
-  """What lowering without a GPU asks for: newer jax takes the architecture from the mesh."""
-  if hasattr(jax.sharding, 'AbstractDevice'):
-    device = jax.sharding.AbstractDevice('NVIDIA H200', 132, 'gpu')
-    mesh = jax.sharding.AbstractMesh((1,), ('x',), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-      yield
-  else:
-    yield
-
-
 def in_bfloat16(H, V, chosen, L=1024):
   """Arguments of `gradients`, and the mask."""
   sizes = (Sizes(128, 64),) * 3 if chosen else gpu.SIZES
@@ -179,9 +156,7 @@ def in_bfloat16(H, V, chosen, L=1024):
 @pytest.mark.parametrize('H, V, chosen', [(64, 64, 0), (128, 128, 0), (192, 128, 0), (128, 64, 1)])
 def test_lowers_for_an_h200(H, V, chosen):
   (arrays, *rest), _ = in_bfloat16(H, V, chosen)
-  with h200():
-    run = jax.jit(lambda arrays: gradients(arrays, *rest)).trace(arrays)
-    text = run.lower(lowering_platforms=('cuda',)).as_text()
+  text = lowered(lambda arrays: gradients(arrays, *rest), arrays)
   for name in ('forward', 'd_query', 'd_key_value'):
     assert f'block_attention_{name}' in text
 

@@ -7,7 +7,8 @@ import numpy as np
 from r1jax.kernels.paged.memory import Int8, numbers
 from r1jax.kernels.paged.visible import Visible
 
-LAYERS, PAGES, SIZE, HEADS, WIDTH, LATENT = 2, 6, 4, 2, 6, (8, 4)
+LAYERS, PAGES, SIZE, HEADS = 2, 6, 4, 2
+WIDTH, VALUE, LATENT, SPARE = 6, 5, (8, 4), 3  # a stored latent's last numbers are not needed
 KINDS = ('grouped', 'grouped int8', 'latent', 'latent int8')
 SCALE = 0.3
 
@@ -25,8 +26,8 @@ def draw(rng, kind, rows, heads=4):
   coded, lead = 'int8' in kind, (LAYERS, PAGES, SIZE)
   if 'grouped' in kind:
     make = lambda w: stack(rng, (*lead, HEADS, w), coded)
-    return rng.normal(size=(rows, heads, WIDTH)).astype('f4'), make(WIDTH), make(WIDTH - 1), None
-  parts = LATENT if coded else (sum(LATENT) + 3,)  # the latter wider than is needed
+    return rng.normal(size=(rows, heads, WIDTH)).astype('f4'), make(WIDTH), make(VALUE), None
+  parts = LATENT if coded else (sum(LATENT) + SPARE,)
   keys = tuple(stack(rng, (*lead, w), coded) for w in parts)
   return rng.normal(size=(rows, heads, sum(LATENT))).astype('f4'), keys, None, LATENT[0]
 

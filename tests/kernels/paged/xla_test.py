@@ -131,8 +131,9 @@ def test_a_long_list_is_gathered_a_chunk_at_a_time():
     ),
     ({'width': 3}, ValueError, 'value_width=3 of values that are 5 wide'),
     ({'values': None, 'width': 7}, ValueError, 'value_width=7 of values that are 6 wide'),
-    ({'kind': 'cuda'}, NotImplementedError, "'cuda'; known: tpu, xla, reference"),
-    ({'kind': 'tpu'}, NotImplementedError, 'pages of 4 places and 2 heads'),
+    ({'kind': 'cuda'}, NotImplementedError, "'cuda'; known: tpu, gpu, xla, reference"),
+    ({'kind': 'tpu'}, NotImplementedError, 'on tpu: pages of 4 places and 2 heads'),
+    ({'kind': 'gpu'}, NotImplementedError, 'on gpu: pages of float32'),
   ],
 )
 def test_what_does_not_fit_is_refused(change, error, message):
