@@ -73,9 +73,7 @@ def _call(shape: Shape, q_BLNH, listed: Listed, interpret):
       pltpu.VMEM((s.group, 1), jnp.float32),
       pltpu.VMEM((s.group, _wide(s)), jnp.float32),
     ],
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'arbitrary', 'arbitrary', 'arbitrary')
-    ),
+    compiler_params=tpu_pages.compiler_params(),
     cost_estimate=tpu_pages.cost(s, s.key + s.value, stores, 0, [q_BLNH, q_BLNH, *lists]),
     interpret=interpret,
   )(*lists, tpu_pages.in_rows(s, q_BLNH, s.heads, s.group, s.key), *stores)

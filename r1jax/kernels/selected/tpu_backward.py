@@ -9,8 +9,7 @@ the rows come. Nothing is added atomically, for only one step at a time has rows
 page twice, steps of a row follow each other, and each row of the grid, of which two cores may have
 one each, has sums of its own. Where there is one row, its queries are split in two for those cores,
 and there are two sums, added in the end. Repeated runs give the same bits.
-What is listed as −1 adds its zeros to spare pages behind the others, one a place of the step, so
-that each step moves as many bytes and waits but once.
+What is listed as −1 adds zeros to the spare pages.
 
 Beside this, contributions could be written side by side and scattered by XLA (they are written,
 sorted, read, and their rows read and written again), or a list of queries by page could be made.
@@ -86,17 +85,22 @@ def _call(shape: Shape, q_BLNH, do_BLNV, per_query, listed: Listed, interpret):
   widths = [_wide(width) for width in (s.key, s.value)[: len(stores)]]
   of_step = [(s.pages, s.size, w) for w in widths]
   sums = [
-    jnp.zeros((s.rows, s.heads, x.shape[2] + s.pages, *of[1:]), jnp.float32)
+    jnp.zeros((s.rows, s.heads, x.shape[2], *of[1:]), jnp.float32)
     for x, of in zip(stores, of_step)
   ]
   inputs = [*lists, *here, *stores, *vary_like(sums, q_BLNH)]
-  anywhere = pl.BlockSpec(memory_space=pl.ANY)
+  anywhere, in_hbm = pl.BlockSpec(memory_space=pl.ANY), pl.BlockSpec(memory_space=pltpu.HBM)
   out = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q_BLNH).mat)
   return pl.pallas_call(
     functools.partial(_kernel, shape, len(stores)),
     grid=s.grid,
-    in_specs=[*in_specs, *(block(*x.shape[3:]) for x in here)] + [anywhere] * 2 * len(stores),
-    out_specs=[block(s.group, s.key)] + [anywhere] * len(stores),
+    in_specs=[
+      *in_specs,
+      *(block(*x.shape[3:]) for x in here),
+      *[anywhere] * len(stores),
+      *[in_hbm] * len(sums),
+    ],
+    out_specs=[block(s.group, s.key)] + [in_hbm] * len(sums),
     out_shape=[out(here[0].shape, q_BLNH.dtype)] + [out(x.shape, x.dtype) for x in sums],
     input_output_aliases={len(inputs) - len(sums) + i: 1 + i for i in range(len(sums))},
     scratch_shapes=[
@@ -106,9 +110,7 @@ def _call(shape: Shape, q_BLNH, do_BLNV, per_query, listed: Listed, interpret):
       pltpu.VMEM((s.group, _wide(s.key)), jnp.float32),
       *(pltpu.VMEM((s.group, _wide(width)), q_BLNH.dtype) for width in (s.key, s.value)),
     ],
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'arbitrary', 'arbitrary', 'arbitrary')
-    ),
+    compiler_params=tpu_pages.compiler_params(),
     cost_estimate=tpu_pages.cost(
       s, 3 * s.key + 2 * s.value, stores, 2 * 4 * sum(widths), [*lists, *here, here[0]]
     ),
@@ -188,7 +190,6 @@ def _move(s: Shape, sums, added, moved, lists_ref, back: int, r, k, c):
 
   def one(t, page):
     for i, (in_memory, here) in enumerate(zip(sums, added)):
-      page = jnp.where(page < 0, in_memory.shape[2] - s.pages + t, page)
       ends = in_memory.at[r, k, page], here.at[t]
       pltpu.make_async_copy(*(reversed(ends) if back else ends), moved.at[back, i]).start()
 

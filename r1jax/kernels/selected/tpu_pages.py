@@ -11,6 +11,12 @@ copy of the keys.
 Pages of 8 rows in fp32 or 16 in bf16, or of a multiple, need no such layout; others are listed as
 single tokens.
 
+What is listed as −1, or out of range, becomes a spare page of zeros behind the others, one for each
+place of a step: every step copies as many bytes, and waits but once.
+
+Single tokens are so many copies that issuing them takes longer than they do: hence COPIES a turn
+and, as all ids are in range now, no check of bounds.
+
 A segment's keys stand side by side: what a query sees is then a range of places, two numbers that
 travel with its list.
 """
@@ -31,6 +37,7 @@ from r1jax.kernels.attention.lists import BEYOND, Tokens
 
 ROWS = 512  # of keys in one step of the grid
 LANES = 128
+COPIES = 8  # started in one turn of a loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +96,9 @@ def listed(
   ids_BLKT = jnp.pad(
     ids_BLKT, ((0, 0),) * 3 + ((0, -ids_BLKT.shape[-1] % pages),), constant_values=-1
   )
+  whole = k_BMKH.shape[1] // size
+  spare_T = whole + jnp.arange(ids_BLKT.shape[-1], dtype=ids_BLKT.dtype) % pages
+  ids_BLKT = jnp.where((ids_BLKT >= 0) & (ids_BLKT < whole), ids_BLKT, spare_T)
   shape = Shape(
     rows=B * split,
     split=split,
@@ -104,7 +114,7 @@ def listed(
     scale=scale,
   )
   lists_BLX = jnp.concatenate([ids_BLKT.reshape(B, L, -1), *seen_ranges(queries, keys)], axis=-1)
-  stores = [stored(x, size) for x in (k_BMKH, v_BMKV) if x is not None]
+  stores = [stored(x, size, pages) for x in (k_BMKH, v_BMKV) if x is not None]
   return shape, Listed(
     in_rows(shape, lists_BLX, 1, -1),
     in_rows(shape, ids_BLKT, shape.lists * shape.steps, pages),
@@ -124,8 +134,9 @@ def tokens_of(ids_BLKT: jax.Array, size: int) -> jax.Array:
   return places.reshape(*ids_BLKT.shape[:3], -1)
 
 
-def stored(x_BMKH: jax.Array, size: int) -> jax.Array:
+def stored(x_BMKH: jax.Array, size: int, spare: int) -> jax.Array:
   """Pages that can be copied one by one: [B, K, P, size, H], single tokens [B, K, M, pack, W]."""
+  x_BMKH = jnp.pad(x_BMKH, ((0, 0), (0, spare * size), (0, 0), (0, 0)))
   if size > 1:
     return rearrange(x_BMKH, 'B (P S) K H -> B K P S H', S=size)
   pack = 4 // x_BMKH.dtype.itemsize
@@ -178,6 +189,14 @@ def page_buffers(s: Shape, stores: list[jax.Array]) -> list[Any]:
   """Two halves of a buffer for the pages of a step, and their semaphores."""
   buffers = [pltpu.VMEM((2, s.pages, *x.shape[3:]), x.dtype) for x in stores]
   return [*buffers, pltpu.SemaphoreType.DMA((2, len(stores)))]
+
+
+def compiler_params() -> pltpu.CompilerParams:
+  """Rows of the grid are independent; all copies are in bounds."""
+  return pltpu.CompilerParams(
+    dimension_semantics=('parallel', 'arbitrary', 'arbitrary', 'arbitrary'),
+    disable_bounds_checks=True,
+  )
 
 
 def cost(
@@ -234,18 +253,24 @@ def wait(buffer, semaphore) -> None:
 
 
 def each_page(s: Shape, lists_ref, k, c, do: Callable) -> None:
-  """do(t, id) for the pages of step c of head k; −1 among them: always as many."""
-  start = _row(s, k, c) * s.pages
-  jax.lax.fori_loop(0, s.pages, lambda t, _: do(t, lists_ref[0, 0, 0, start + t]), None)
+  """do(t, page) for the pages of step c of head k."""
+  start, together = _row(s, k, c) * s.pages, math.gcd(s.pages, COPIES)
+
+  def some(i, _):
+    at = start + i * together
+    for j in range(together):
+      do(i * together + j, lists_ref[0, 0, 0, at + j])
+
+  jax.lax.fori_loop(0, s.pages // together, some, None)
 
 
 def _copy(s: Shape, stores, buffers, semaphores, b, lists_ref, k, c, slot):
-  """Starts the copies of the pages of a step; −1 copies page 0."""
+  """Starts the copies of the pages of a step."""
 
   def one(t, page):
     for i, (store, buffer) in enumerate(zip(stores, buffers)):
       pltpu.make_async_copy(
-        store.at[b, k, jnp.maximum(page, 0)], buffer.at[slot, t], semaphores.at[slot, i]
+        store.at[b, k, page], buffer.at[slot, t], semaphores.at[slot, i]
       ).start()
 
   each_page(s, lists_ref, k, c, one)
@@ -264,7 +289,7 @@ def seen(s: Shape, lists_ref, vector_ref) -> jax.Array:
 
 
 def _places(s: Shape, lists_ref, vector_ref, row):
-  """The place in memory of each key of the step, [1, Z]; negative where no page is listed."""
+  """The place in memory of each key of the step, [1, Z]; in a spare page behind all that is seen."""
   if vector_ref is not None:
     return vector_ref[0, 0, pl.ds(row, 1), :]
   z_1Z = jax.lax.broadcasted_iota(jnp.int32, (1, s.places), 1)
