@@ -85,8 +85,7 @@ def _call(shape: Shape, q_BLNH, do_BLNV, per_query, listed: Listed, interpret):
   widths = [_wide(width) for width in (s.key, s.value)[: len(stores)]]
   of_step = [(s.pages, s.size, w) for w in widths]
   sums = [
-    jnp.zeros((s.rows, s.heads, x.shape[2], *of[1:]), jnp.float32)
-    for x, of in zip(stores, of_step)
+    jnp.zeros((s.rows, s.heads, x.shape[2], *of[1:]), jnp.float32) for x, of in zip(stores, of_step)
   ]
   inputs = [*lists, *here, *stores, *vary_like(sums, q_BLNH)]
   anywhere, in_hbm = pl.BlockSpec(memory_space=pl.ANY), pl.BlockSpec(memory_space=pltpu.HBM)
@@ -130,7 +129,7 @@ def _kernel(shape: Shape, arrays: int, here_ref, next_ref, *refs):
   )  # fmt: skip
   buffers, copied, refs = refs[:arrays], refs[arrays], refs[arrays + 1 :]
   added, (moved, dq_sum_ref, *wide) = refs[:arrays], refs[arrays:]
-  step, r, l, k, c = tpu_pages.step_of(s), *(pl.program_id(axis) for axis in range(4))
+  step, (r, _, k, c) = tpu_pages.step_of(s), [pl.program_id(axis) for axis in range(4)]
 
   @pl.when(c == 0)
   def _begin():

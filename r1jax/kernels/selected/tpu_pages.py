@@ -171,9 +171,7 @@ def block(*last: int) -> pl.BlockSpec:
 def list_operands(s: Shape, listed: Listed) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
   """Lists of this query and of the next, whose pages are copied ahead, in scalar memory."""
   lists_RL1X, ids_RLXT, _ = listed
-  spec = lambda index: pl.BlockSpec(
-    (1, 1, 1, lists_RL1X.shape[-1]), index, memory_space=pltpu.SMEM
-  )
+  spec = lambda index: pl.BlockSpec((1, 1, 1, lists_RL1X.shape[-1]), index, memory_space=pltpu.SMEM)
   arrays = [lists_RL1X, lists_RL1X]
   specs = [
     spec(lambda r, l, k, c: (r, l, 0, 0)),
@@ -289,7 +287,7 @@ def seen(s: Shape, lists_ref, vector_ref) -> jax.Array:
 
 
 def _places(s: Shape, lists_ref, vector_ref, row):
-  """The place in memory of each key of the step, [1, Z]; in a spare page behind all that is seen."""
+  """The place in memory of each key of the step, [1, Z]; a spare page's behind all that is seen."""
   if vector_ref is not None:
     return vector_ref[0, 0, pl.ds(row, 1), :]
   z_1Z = jax.lax.broadcasted_iota(jnp.int32, (1, s.places), 1)

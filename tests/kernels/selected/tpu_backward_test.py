@@ -1,5 +1,6 @@
 """The gradients' TPU kernel in interpret mode against the dense specification in float64."""
 
+import contextlib
 import functools
 
 import hypothesis
@@ -14,7 +15,7 @@ from r1jax.kernels.attention.lists import Tokens
 from r1jax.kernels.selected import reference, selected_attention, tpu, tpu_backward, tpu_pages
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
-from tests.kernels.selected.packed import CASES, K, LENGTHS, SCALE, draw, keys_of, lists, some
+from tests.kernels.selected.packed import CASES, LENGTHS, SCALE, K, draw, keys_of, lists, some
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -37,9 +38,7 @@ def oracle(q, k, v, ids, queries, keys, do, dlse, size, width):
 @functools.partial(jax.jit, static_argnames=('size', 'width', 'interpret'))
 def interpreted(q, k, v, ids, queries, keys, do, lse, delta, size, width, interpret=True):
   tokens = (queries, keys)
-  return tpu_backward.backward(
-    q, k, v, ids, *tokens, do, lse, delta, size, SCALE, width, interpret
-  )
+  return tpu_backward.backward(q, k, v, ids, *tokens, do, lse, delta, size, SCALE, width, interpret)
 
 
 def check(arrays, shared, ids, size, queries, keys, tolerance, seed=0, interpret=True):
@@ -51,7 +50,8 @@ def check(arrays, shared, ids, size, queries, keys, tolerance, seed=0, interpret
   wide = [None if x is None else np.float64(x) for x in (q, k, v, do)]
   with jax.enable_x64(True):
     lse, delta, expected = oracle(*wide[:3], ids, queries, keys, wide[3], dlse, size, width)
-  delta = np.where(lse == -np.inf, np.nan, delta)  # of what saw nothing: nothing of it is read
+  lse, delta = np.array(lse), np.array(delta)
+  delta[lse == -np.inf] = np.nan  # of what saw nothing: nothing of it is read
   rest = (do, np.float32(lse), np.float32(delta), size, width, interpret)
   got = interpreted(q, k, v, ids, queries, keys, *rest)
   assert [x is None for x in got] == [False, False, shared]
@@ -105,24 +105,27 @@ def test_copies_and_sums_do_not_race(monkeypatch, capsys):
   assert 'RACE' not in capsys.readouterr().out
 
 
-def test_outputs_and_gradients_on_a_mesh(monkeypatch):
+def gradients(arrays, ids, queries, keys, implementation):
+  """(o, lse, dq, dk, dv) of some function of both outputs."""
+  run = lambda *x: selected_attention(
+    *x, ids, 8, queries, keys, SCALE, implementation=implementation
+  )
+  (o, lse), back = jax.vjp(run, *arrays)
+  return o, lse, *back((jnp.cos(o), jnp.where(lse == -jnp.inf, 0, jnp.sin(lse))))
+
+
+@pytest.mark.parametrize('mesh', [None, Mesh(data=2, context=2, tensor=2)])
+def test_both_kernels_serve_the_public_function_on_one_device_and_on_eight(monkeypatch, mesh):
+  # In shard_map only the slow interpreter knows what varies.
+  interpret = True if mesh is None else pltpu.InterpretParams()
   for module, name in ((tpu, 'forward'), (tpu_backward, 'backward')):
-    monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
-  tokens = keys_of([[64], [11, 9]])
-  arrays, ids = draw(0, 64, 64), lists(0, 8, K, 3)
-  queries = some(tokens, 0)
-
-  def gradients(arrays, implementation):
-    run = lambda *x: selected_attention(
-      *x, ids, 8, queries, tokens, SCALE, implementation=implementation
-    )
-    (o, lse), back = jax.vjp(run, *arrays)
-    return o, lse, *back((jnp.cos(o), jnp.where(lse == -jnp.inf, 0, jnp.sin(lse))))
-
-  expected = jax.jit(gradients, static_argnums=1)(arrays, 'reference')
-  alone = jax.jit(gradients, static_argnums=1)(arrays, 'tpu')
-  with jax.set_mesh(meshes.make(Mesh(data=2, context=2, tensor=2))):
-    spread = jax.jit(gradients, static_argnums=1)(arrays, 'tpu')
-  for got in (alone, spread):
-    for a, b in zip(got, expected, strict=True):
-      np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    run = functools.partial(getattr(module, name), interpret=interpret)
+    monkeypatch.setattr(module, name, run)
+  keys = keys_of([[64], [11, 9]])
+  (q, k, v), queries = draw(0, 64, 64), Tokens(*(x[:, 4:8] for x in some(keys, 0)))
+  given = (q[:, 4:8], k, v), lists(0, 8, K, 2)[:, 4:8], queries, keys
+  expected = jax.jit(gradients, static_argnums=4)(*given, 'reference')
+  with contextlib.nullcontext() if mesh is None else jax.set_mesh(meshes.make(mesh)):
+    got = jax.jit(gradients, static_argnums=4)(*given, 'tpu')
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
