@@ -107,7 +107,7 @@ def _call(shape: Shape, q_BLNH, do_BLNV, per_query, listed: Listed, interpret):
       *(pltpu.VMEM(of, jnp.float32) for of in of_step),
       pltpu.SemaphoreType.DMA((2, len(stores))),
       pltpu.VMEM((s.group, _wide(s.key)), jnp.float32),
-      *(pltpu.VMEM((s.group, _wide(width)), q_BLNH.dtype) for width in (s.key, s.value)),
+      *(pltpu.VMEM((s.group, widths[i]), q_BLNH.dtype) for i in (0, -1)),
     ],
     compiler_params=tpu_pages.compiler_params(),
     cost_estimate=tpu_pages.cost(
@@ -151,9 +151,9 @@ def _kernel(shape: Shape, arrays: int, here_ref, next_ref, *refs):
     _wait(added, moved, 1)
 
   _move(s, sums, added, moved, here_ref, 0, r, k, c)
-  more = _contributions(ds_GZ, p_GZ, *(ref[...] for ref in wide), arrays)
+  dk_ZW, dv_ZW = (tpu_pages.dot(x, ref[...], 0, 0) for x, ref in zip((ds_GZ, p_GZ), wide))
   _wait(added, moved, 0)
-  for ref, more_ZW in zip(added, more):
+  for ref, more_ZW in zip(added, (dk_ZW, dv_ZW) if arrays == 2 else (dk_ZW + dv_ZW,)):
     ref[...] += more_ZW.reshape(ref.shape)
   _move(s, sums, added, moved, here_ref, 1, r, k, c)
 
@@ -173,15 +173,6 @@ def _scores(s: Shape, q_GH, do_GV, per_query_2G, keys, values, seen_1Z):
   p_GZ = jnp.exp(s_GZ - lse_G1)
   dp_GZ = tpu_pages.products(do_GV, values, s.value)
   return p_GZ, s.scale * p_GZ * (dp_GZ - delta_G1)
-
-
-def _contributions(ds_GZ, p_GZ, q_GW, do_GV, arrays: int) -> list:
-  """A step's dk and dv [Z, W], or their sum; both whole lanes wide, as are the rows in memory."""
-  dk_ZW, dv_ZV = tpu_pages.dot(ds_GZ, q_GW, 0, 0), tpu_pages.dot(p_GZ, do_GV, 0, 0)
-  if arrays == 2:
-    return [dk_ZW, dv_ZV]
-  V = dv_ZV.shape[1]
-  return [jnp.concatenate([dk_ZW[:, :V] + dv_ZV, dk_ZW[:, V:]], axis=1)]
 
 
 def _move(s: Shape, sums, added, moved, lists_ref, back: int, r, k, c):
