@@ -14,8 +14,8 @@ single tokens.
 What is listed as −1, or out of range, becomes a spare page of zeros behind the others, one for each
 place of a step: every step copies as many bytes, and waits but once.
 
-Single tokens are so many copies that issuing them takes longer than they do: hence COPIES a turn
-and, as all ids are in range now, no check of bounds.
+A copy is started by a dozen scalar instructions, and single tokens are copies in thousands: hence
+COPIES in a turn of the loop and, as every id is in range by now, no check of bounds.
 
 A segment's keys stand side by side: what a query sees is then a range of places, two numbers that
 travel with its list.

@@ -81,11 +81,11 @@ def test_a_list_takes_several_steps(monkeypatch, size, T):
 
 
 def test_one_row_is_split_between_two_cores():
-  """Both halves of the queries list the same pages."""
+  """Both halves of the queries list the same pages, and one behind the last, which is none."""
   keys = keys_of([[64], [20, 30]])
   queries, keys = Tokens(*(x[:1] for x in some(keys, 0))), Tokens(*(x[:1] for x in keys))
   arrays = [x[:1] for x in draw(0, 64, 64)]
-  ids = np.tile(np.arange(8, dtype=np.int32), (1, len(queries.index_BM[0]), 1, 1))
+  ids = np.tile(np.arange(9, dtype=np.int32), (1, len(queries.index_BM[0]), 1, 1))
   check(arrays, False, ids, 8, queries, keys, 1e-5)
 
 
