@@ -347,6 +347,6 @@ def as_column(x_1G: jax.Array) -> jax.Array:
 
 
 def _diagonal(n: int):
-  """Of n × n; a maximum picks off it what may be −inf, where a sum or a product with 0 gives NaN."""
+  """Of n × n; a maximum picks −inf off it, of which a sum or a product with 0 makes NaN."""
   ids = [jax.lax.broadcasted_iota(jnp.int32, (n, n), axis) for axis in (0, 1)]
   return ids[0] == ids[1]
