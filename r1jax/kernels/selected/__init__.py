@@ -7,7 +7,7 @@ A page is `size` consecutive places of the memory: single tokens (size 1) as Dee
 (arXiv 2512.02556) or blocks as NSA's selection (64, arXiv 2502.11089). Lists come by kv head, or
 one for all. Of a page a query sees the keys of its segment up to its own index. Both outputs carry
 gradients: lse's enters as ds = p · (dp − (Σ do·o − dlse)), so that branches merge. Work and memory
-are linear in L and in T·size; the backward, which is XLA's everywhere, touches listed pages only.
+are linear in L and in T·size; the backward touches listed pages only.
 
 On a mesh rows, heads and queries are split as in sharding/rules.py, with all keys of its rows and
 heads on each device: one all-gather of the keys, one reduce-scatter of their gradients.
@@ -23,7 +23,7 @@ from r1jax.kernels import sizes
 from r1jax.kernels.attention.lists import Tokens
 from r1jax.kernels.chunks import vary_like
 from r1jax.kernels.platform import resolve
-from r1jax.kernels.selected import reference, tpu, xla
+from r1jax.kernels.selected import reference, tpu, tpu_backward, xla
 from r1jax.sharding import rules
 
 KNOWN = ('tpu', 'xla', 'reference')
@@ -151,7 +151,10 @@ def _backward(static, kept, cotangents):
   do, dlse = cotangents
   delta_BLN = jnp.einsum('BLNV,BLNV->BLN', do, o, preferred_element_type=lse.dtype) - dlse
   s = static
-  grads = xla.backward(*inputs, do, lse, delta_BLN, s.size, s.scale, s.width, s.chunk)
+  if s.implementation == 'tpu':
+    grads = tpu_backward.backward(*inputs, do, lse, delta_BLN, s.size, s.scale, s.width)
+  else:
+    grads = xla.backward(*inputs, do, lse, delta_BLN, s.size, s.scale, s.width, s.chunk)
   return *grads, None, None, None
 
 
