@@ -1,6 +1,7 @@
 """Gradients of attention over listed pages in Mosaic GPU, for sm_90.
 
-    p = exp(s − lse),   ds = p (do vᵀ − delta),   dq = scale · ds k,   dk = scale · dsᵀ q,   dv = pᵀ do
+    p = exp(s − lse),   ds = p (do vᵀ − delta)
+    dq = scale · ds k,   dk = scale · dsᵀ q,   dv = pᵀ do
 
 `d_query` goes over a query's tiles as the forward does. `d_key_value` serves one tile of one query
 and goes over the heads of the group: its matrices stand transposed, [places, heads], and it gives
@@ -14,7 +15,7 @@ added up, where v lies in k B·L·K·Z·H; chunk·K·Z of these at a time.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,6 @@ from r1jax.kernels.attention.gpu_tiles import (
   LOG2E,
   PRODUCER,
   ROWS,
-  SHARED,
   cost,
   launch,
   matmul,
@@ -40,9 +40,9 @@ from r1jax.kernels.attention.gpu_tiles import (
 from r1jax.kernels.attention.lists import Tokens
 from r1jax.kernels.chunks import over_chunks
 from r1jax.kernels.selected import xla
-from r1jax.kernels.selected.gpu import (
+from r1jax.kernels.selected.gpu_tiles import (
   TILE,
-  Job,
+  How,
   Store,
   beside,
   by_head,
@@ -50,14 +50,14 @@ from r1jax.kernels.selected.gpu import (
   exchange,
   fetch_heads,
   fill,
+  job_of,
+  lacking,
   meet,
   others,
   padded,
   parts_of,
   slots,
-  spans,
   split,
-  staged,
   stages_of,
   stored,
   unseen,
@@ -65,47 +65,43 @@ from r1jax.kernels.selected.gpu import (
 )
 
 
-def refuses(q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKV: jax.Array | None, width: int) -> str | None:
+class Heads(NamedTuple):
+  """How d_key_value goes over the heads of a group: `parts` warpgroups take `slot` each a step."""
+
+  parts: int
+  group: int  # heads with what is padded
+  slot: int  # the contraction of wgmma: 16 or 32
+
+
+def refuses(
+  q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKV: jax.Array | None, width: int
+) -> str | None:
   """Why the kernels cannot serve what the forward can; None if they can."""
-  H, size, shared = q_BLNH.shape[-1], q_BLNH.dtype.itemsize, v_BMKV is None
-  heads = heads_at_once(padded_group(q_BLNH.shape[2] // k_BMKH.shape[2], H, width, shared), H, width, shared)
-  for bytes_, parts in (
-    (query_memory(H, width, shared, size), parts_of(H)),
-    (key_memory(H, width, shared, size, heads), key_parts(H, width, shared)),
-  ):
-    if staged(*bytes_, parts) is None:
-      return f'takes {bytes_} bytes of shared memory at widths {H} and {width}, {SHARED} there are'
-  return None
+  (_, _, N, H), size, shared = q_BLNH.shape, q_BLNH.dtype.itemsize, v_BMKV is None
+  heads = heads_of(N // k_BMKH.shape[2], H, width, shared)
+  return lacking(query_memory(H, width, shared, size), parts_of(H)) or lacking(
+    key_memory(H, width, shared, size, heads), heads.parts
+  )
+
+
+def heads_of(group: int, H: int, V: int, shared: bool) -> Heads:
+  """Groups in whole steps."""
+  parts = parts_of(H if shared else H + V)
+  group = padded(group, 16 * parts)
+  return Heads(parts, group, 16 if group % (32 * parts) else 32)
 
 
 def query_memory(H: int, V: int, shared: bool, size: int) -> tuple[int, int]:
   """Bytes of shared memory that a block of d_query takes, and those of one stage."""
   parts = parts_of(H)
-  mixing = (parts > 1) * ROWS * TILE * size
-  fixed = ROWS * (size * (H + V) + 2 * 4) + mixing
+  fixed = ROWS * (size * (H + V) + 2 * 4) + (parts > 1) * ROWS * TILE * size
   return fixed, TILE // parts * (size * (H + (not shared) * V) + 2 * 4)
 
 
-def key_memory(H: int, V: int, shared: bool, size: int, heads: int) -> tuple[int, int]:
+def key_memory(H: int, V: int, shared: bool, size: int, heads: Heads) -> tuple[int, int]:
   """Bytes of shared memory that a block of d_key_value takes, and those of one stage."""
-  mixing = key_parts(H, V, shared) * TILE * heads * size
-  fixed = TILE * (size * (H + (not shared) * V) + 2 * 4) + mixing
-  return fixed, heads * (size * (H + V) + 2 * 4)
-
-
-def key_parts(H: int, V: int, shared: bool) -> int:
-  """Warpgroups that share the columns of dk and dv."""
-  return parts_of(H if shared else H + V)
-
-
-def padded_group(group: int, H: int, V: int, shared: bool) -> int:
-  """Heads of a group as the backward lays them out: in whole steps of d_key_value."""
-  return padded(group, 16 * key_parts(H, V, shared))
-
-
-def heads_at_once(group: int, H: int, V: int, shared: bool) -> int:
-  """Heads of one stage of d_key_value: the contraction of wgmma, 16 or twice that."""
-  return 16 if group % (32 * key_parts(H, V, shared)) else 32
+  fixed = TILE * (size * (H + (not shared) * V) + 2 * 4) + heads.parts * TILE * heads.slot * size
+  return fixed, heads.slot * (size * (H + V) + 2 * 4)
 
 
 def backward(
@@ -125,13 +121,13 @@ def backward(
   interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
   """(dq, dk, dv) in the inputs' dtypes; dv is in dk where v is in k. delta is Σ do·o − dlse."""
-  K, shared = k_BMKH.shape[2], v_BMKV is None
+  how = How(k_BMKH.shape[2], width, v_BMKV is None, scale, interpret)
   places = ids_BLJT.shape[3] * size
 
   def one(summed: tuple, piece: tuple) -> tuple[tuple, jax.Array]:
     q_BCNH, ids_BCJT, here, *rest = piece
     store = stored(k_BMKH, v_BMKV, ids_BCJT, keys, size)
-    told = q_BCNH, store, here, *rest, K, shared, scale, width, interpret
+    told = q_BCNH, store, here, *rest, how
     dq_BCNH, more = d_query(*told), d_key_value(*told)
     back = lambda y: rearrange(y, '(B C) K Z H -> B C K Z H', B=q_BCNH.shape[0])[:, :, :, :places]
     summed = tuple(xla.scatter_add(x, ids_BCJT, size, back(y)) for x, y in zip(summed, more))
@@ -146,7 +142,8 @@ def backward(
 
 
 def statistics(lse_BLN: jax.Array, delta_BLN: jax.Array, K: int, group: int) -> jax.Array:
-  """[X, K, 2, whole blocks]: lse in powers of two and delta; what sees nothing has +inf."""
+  """[X, K, 2, whole blocks]: lse in powers of two and delta; what sees nothing has +inf and 0."""
+  delta_BLN = jnp.where(lse_BLN == -jnp.inf, 0, delta_BLN)  # there dlse may be anything
   lse_BLN = jnp.where(lse_BLN == -jnp.inf, jnp.inf, lse_BLN * LOG2E)
   both = [rearrange(by_query(x, K, group), 'X (K G) -> X K G', K=K) for x in (lse_BLN, delta_BLN)]
   both_XK2G = jnp.stack(both, 2).astype(jnp.float32)
@@ -160,17 +157,12 @@ def d_query(
   do_BLNV: jax.Array,
   lse_BLN: jax.Array,
   delta_BLN: jax.Array,
-  K: int,
-  shared: bool,
-  scale: float,
-  V: int,
-  interpret: Any,
+  how: How,
 ) -> jax.Array:
   """dq_BLNH over stored tiles."""
-  (B, L, N, H), dtype = q_BLNH.shape, q_BLNH.dtype
-  group, parts = padded_group(N // K, H, V, shared), parts_of(H)
-  stages = staged(*query_memory(H, V, shared, dtype.itemsize), parts)
-  job = Job(L, K, group, spans(H, V, parts), parts, stages, shared, scale, bool(interpret))
+  (B, L, N, H), dtype, K, V = q_BLNH.shape, q_BLNH.dtype, how.heads, how.width
+  group, parts = padded(N // K, 16), parts_of(H)
+  job = job_of(q_BLNH, how, group, parts, query_memory(H, V, how.shared, dtype.itemsize))
   like = functools.partial(plgpu.SMEM, dtype=dtype)
   of = lambda cut: tuple(like((ROWS, span.width)) for span in cut)
   run = launch(
@@ -184,13 +176,13 @@ def d_query(
       slots(job, H, V, dtype),
       (like((ROWS, TILE // 2)),) * (parts if parts > 1 else 0),
       plgpu.Barrier(num_arrivals=len(job.spans) + len(job.values) + 1),
-      ring(stages, 2 if shared else 3, parts),
+      ring(job.stages, 2 if how.shared else 3, parts),
       plgpu.Barrier(num_arrivals=parts, num_barriers=2),
     ),
     {'blocks': B * L * K * job.blocks},
     parts,
     cost(B * L * N * store.ids_XJT.shape[2] * TILE, 2 * H + V, (q_BLNH, *store[:2], do_BLNV)),
-    interpret,
+    how.interpret,
   )
   stats = statistics(lse_BLN, delta_BLN, K, group)
   heads = by_query(q_BLNH, K, group), by_query(do_BLNV, K, group), stats
@@ -218,7 +210,7 @@ def _d_query(
     here = q_smems, do_smems, stats_smem[0], stats_smem[1]
     there = slot_smems, tile, (q_tokens[x, 0], q_tokens[x, 1])
     sums = _visits(w, here, there, mixing, staging, met, steps, job)
-    for i, span, made in sums:
+    for i, _, made in sums:
       q_smems[i][...] = (made * job.scale).astype(dq.dtype)
     plgpu.commit_smem()
     for i, span, _ in sums:
@@ -279,22 +271,17 @@ def d_key_value(
   do_BLNV: jax.Array,
   lse_BLN: jax.Array,
   delta_BLN: jax.Array,
-  K: int,
-  shared: bool,
-  scale: float,
-  V: int,
-  interpret: Any,
+  how: How,
 ) -> tuple[jax.Array, ...]:
   """dk_XKZH and dv_XKZV of each query alone, Z its places; where v is in k, dk_XKZH for both."""
-  (B, L, N, H), dtype = q_BLNH.shape, q_BLNH.dtype
-  group, parts = padded_group(N // K, H, V, shared), key_parts(H, V, shared)
-  heads, tiles = heads_at_once(group, H, V, shared), store.ids_XJT.shape[2]
-  stages = staged(*key_memory(H, V, shared, dtype.itemsize, heads), parts)
-  job = Job(L, K, group, spans(H, V, parts), parts, stages, shared, scale, bool(interpret))
+  (B, L, N, H), dtype, K, V = q_BLNH.shape, q_BLNH.dtype, how.heads, how.width
+  parts, group, slot = heads = heads_of(N // K, H, V, how.shared)
+  tiles, bytes_ = store.ids_XJT.shape[2], key_memory(H, V, how.shared, dtype.itemsize, heads)
+  job = job_of(q_BLNH, how, group, parts, bytes_)
   like = functools.partial(plgpu.SMEM, dtype=dtype)
-  cuts = (job.spans,) if shared else (job.spans, job.values)
+  cuts = (job.spans,) if how.shared else (job.spans, job.values)
   run = launch(
-    functools.partial(_d_key_value, job=job, tiles=tiles, heads=heads),
+    functools.partial(_d_key_value, job=job, tiles=tiles, heads=slot),
     'selected_attention_d_key_value',
     tuple(
       jax.ShapeDtypeStruct((B * L, K, tiles * TILE, width), dtype) for width in (H, V)[: len(cuts)]
@@ -302,17 +289,17 @@ def d_key_value(
     (
       tuple(tuple(like((TILE, span.width)) for span in cut) for cut in cuts),
       plgpu.SMEM((2, TILE), jnp.int32),
-      (like((stages, heads, H)), like((stages, heads, V))),
-      plgpu.SMEM((stages, 2, heads), jnp.float32),
-      (like((TILE, heads)),) * parts,
+      (like((job.stages, slot, H)), like((job.stages, slot, V))),
+      plgpu.SMEM((job.stages, 2, slot), jnp.float32),
+      (like((TILE, slot)),) * parts,
       plgpu.Barrier(num_arrivals=sum(len(cut) for cut in cuts) + 1),
-      ring(stages, 3, parts),
+      ring(job.stages, 3, parts),
       plgpu.Barrier(num_arrivals=parts, num_barriers=2),
     ),
     {'blocks': B * L * K * tiles},
     parts,
     cost(B * L * N * tiles * TILE, 2 * H + 2 * V, (q_BLNH, *store[:2], do_BLNV)),
-    interpret,
+    how.interpret,
   )
   stats = statistics(lse_BLN, delta_BLN, K, group)
   heads = by_query(q_BLNH, K, group), by_query(do_BLNV, K, group), stats
