@@ -67,7 +67,6 @@ def keys_and_some(places):
   return keys, Tokens(*(x[:, list(places)] for x in keys))
 
 
-# With two stages, which these use again.
 CASES = {
   'pages': Case(24, 1, 64, 64, 64, 64, 3, 1, (155, 20)),
   'tokens, two warpgroups': Case(8, 1, 384, None, 320, 1, 70, 1, (120,)),
@@ -82,7 +81,8 @@ CASES = {
   [name if i < 2 else pytest.param(name, marks=pytest.mark.slow) for i, name in enumerate(CASES)],
 )
 def test_outputs_and_gradients_in_the_interpreter(name, monkeypatch):
-  monkeypatch.setattr(gpu_tiles, 'STAGES', 2)
+  # So few that stages are used again, so many that one warpgroup may run ahead of the other.
+  monkeypatch.setattr(gpu_tiles, 'STAGES', 3 if 'two warpgroups' in name else 2)
   monkeypatch.setattr(gpu_tiles, 'SHARED', 2 * gpu_tiles.SHARED)  # fp32 takes twice the room
   case, how = CASES[name], InterpretGPUParams(detect_races=True)
   keys, queries = keys_and_some(case.places)
