@@ -123,10 +123,15 @@ def parts_of(columns: int) -> int:
 
 
 def spans(H: int, V: int, parts: int) -> tuple[Span, ...]:
-  """The columns of the values in even parts, then the rest of the keys."""
-  edges = [64 * (V // 64 * w // parts) for w in range(parts + 1)]
-  cut = [Span(a, b - a, w, True) for w, (a, b) in enumerate(itertools.pairwise(edges)) if b > a]
-  return (*cut, Span(V, H - V, parts - 1, False)) if H > V else tuple(cut)
+  """The columns of the values, then the rest of the keys, each in as even parts as can be."""
+
+  def cut(start: int, stop: int, unit: int, of_value: bool) -> list[Span]:
+    edges = [start + unit * ((stop - start) // unit * w // parts) for w in range(parts + 1)]
+    ends = enumerate(itertools.pairwise(edges))
+    return [Span(a, b - a, w, of_value) for w, (a, b) in ends if b > a]
+
+  # Parts of a tile are 32 places or heads, so that swizzles are of 32 columns, too.
+  return (*cut(0, V, 64, True), *cut(V, H, 64 // parts, False))
 
 
 def padded(group: int, least: int) -> int:
