@@ -12,6 +12,7 @@ times that. Keys and values are read once a query and block of heads; what is ga
 Widths are multiples of 64, V <= H: the output leaves through the shared memory of q.
 
 On a GPU none of this has run yet; kernels/attention/gpu_tiles.py says what the interpreter proves.
+It compiles for an H200 down to ptxas.
 """
 
 import functools
@@ -49,6 +50,7 @@ from r1jax.kernels.selected.gpu_tiles import (
   exchange,
   fetch_heads,
   fill,
+  held,
   job_of,
   lacking,
   others,
@@ -135,7 +137,7 @@ def attend(
       jax.ShapeDtypeStruct((B * L, K * group), jnp.float32),
     ),
     (
-      tuple(like((ROWS, span.width)) for span in job.spans),
+      tuple(like((1, ROWS, span.width)) for span in job.spans),
       slots(job, H, V, dtype),
       ((plgpu.SMEM((ROWS,), jnp.float32),) * shares, (like((ROWS, TILE // 2)),) * shares),
       plgpu.SMEM((ROWS,), jnp.float32),
@@ -160,20 +162,20 @@ def _forward(
   x, kv, n = whose(job)
   wg, (_, lists) = lax.axis_index('warpgroup'), split(kv, ids.shape[1])
   steps, mine = count[x, lists], pl.ds(n, job.rows)
-  tile = lambda t: ids[x, lists, t]
+  tile, none = lambda t: ids[x, lists, t], k.shape[1] // TILE
 
   def compute(w):
     registers(job.parts)
     if w == 0:
       fetch_heads(q.at[x, mine], q_smems, job.spans, job.rows, ready)
     plgpu.barrier_wait(ready)
-    there = slot_smems, tile, (q_tokens[x, 0], q_tokens[x, 1])
+    there = slot_smems, tile, none, (q_tokens[x, 0], q_tokens[x, 1])
     o_SV, lse_S = _attend(w, q_smems, there, mixing, staging, met, steps, job)
-    q_smems[w][...] = o_SV.astype(o.dtype)
+    q_smems[w].at[0][...] = o_SV.astype(o.dtype)
     if w == 0:
       lse_smem[...] = lse_S
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(q_smems[w].at[pl.ds(0, job.rows)], o.at[x, mine, job.spans[w].at])
+    plgpu.copy_smem_to_gmem(q_smems[w].at[0, pl.ds(0, job.rows)], o.at[x, mine, job.spans[w].at])
     if w == 0:
       plgpu.copy_smem_to_gmem(lse_smem.at[pl.ds(0, job.rows)], lse.at[x, mine])
     plgpu.wait_smem_to_gmem(0)
@@ -189,7 +191,7 @@ def _forward(
 
 def _attend(w, q_smems, there, mixing, staging, met, steps, job):
   """Online softmax of 64 heads over the listed tiles: the columns of warpgroup w, and lse_S."""
-  (*arrays, tokens), tile, token = there
+  (*arrays, tokens), tile, none, token = there
   k_smem, v_smem, mine = arrays[0], arrays[-1], job.spans[w]
   tops, probabilities = mixing
 
@@ -197,9 +199,11 @@ def _attend(w, q_smems, there, mixing, staging, met, steps, job):
     o_SV, total_S, top_S = kept
     here = stages_of(t, job)
     plgpu.barrier_wait(staging.full.at[here[w]])
-    pairs = [(q, k_smem.at[here[w], :, span.at]) for q, span in zip(q_smems, job.spans)]
+    id = tile(t)
+    own = zip(held(q_smems, id), job.spans)
+    pairs = [(q, k_smem.at[here[w], :, span.at]) for q, span in own]
     s_SZ = matmul(*pairs, transposed=True, interpret=job.interpret) * (job.scale * LOG2E)
-    s_SZ += over(unseen(tokens.at[here[w]], token, tile(t)), s_SZ.shape, 1)
+    s_SZ += over(unseen(tokens.at[here[w]], token, id == none), s_SZ.shape, 1)
     both = exchange(s_SZ.max(1), w, tops, met.at[0], job.parts)
     higher_S = functools.reduce(jnp.maximum, [x[...] for x in both], top_S)
     kept_S = jnp.exp2(top_S - higher_S)

@@ -50,12 +50,14 @@ from r1jax.kernels.selected.gpu_tiles import (
   exchange,
   fetch_heads,
   fill,
+  held,
   job_of,
   lacking,
   meet,
   others,
   padded,
   parts_of,
+  place_of,
   slots,
   split,
   stages_of,
@@ -85,10 +87,10 @@ def refuses(
 
 
 def heads_of(group: int, H: int, V: int, shared: bool) -> Heads:
-  """Groups in whole steps."""
+  """Groups in whole steps; 32 heads at once where registers hold their scores beside the sums."""
   parts = parts_of(H if shared else H + V)
   group = padded(group, 16 * parts)
-  return Heads(parts, group, 16 if group % (32 * parts) else 32)
+  return Heads(parts, group, 16 if parts > 1 or group % 32 else 32)
 
 
 def query_memory(H: int, V: int, shared: bool, size: int) -> tuple[int, int]:
@@ -164,7 +166,7 @@ def d_query(
   group, parts = padded(N // K, 16), parts_of(H)
   job = job_of(q_BLNH, how, group, parts, query_memory(H, V, how.shared, dtype.itemsize))
   like = functools.partial(plgpu.SMEM, dtype=dtype)
-  of = lambda cut: tuple(like((ROWS, span.width)) for span in cut)
+  of = lambda cut: tuple(like((1, ROWS, span.width)) for span in cut)
   run = launch(
     functools.partial(_d_query, job=job),
     'selected_attention_d_query',
@@ -197,7 +199,7 @@ def _d_query(
   x, kv, n = whose(job)
   wg, (_, lists) = lax.axis_index('warpgroup'), split(kv, ids.shape[1])
   steps, mine = count[x, lists], pl.ds(n, job.rows)
-  tile = lambda t: ids[x, lists, t]
+  tile, none = lambda t: ids[x, lists, t], k.shape[1] // TILE
 
   def compute(w):
     registers(job.parts)
@@ -208,13 +210,13 @@ def _d_query(
       plgpu.copy_gmem_to_smem(stats.at[x, kv, :, block], stats_smem, ready)
     plgpu.barrier_wait(ready)
     here = q_smems, do_smems, stats_smem[0], stats_smem[1]
-    there = slot_smems, tile, (q_tokens[x, 0], q_tokens[x, 1])
+    there = slot_smems, tile, none, (q_tokens[x, 0], q_tokens[x, 1])
     sums = _visits(w, here, there, mixing, staging, met, steps, job)
     for i, _, made in sums:
-      q_smems[i][...] = (made * job.scale).astype(dq.dtype)
+      q_smems[i].at[0][...] = (made * job.scale).astype(dq.dtype)
     plgpu.commit_smem()
     for i, span, _ in sums:
-      plgpu.copy_smem_to_gmem(q_smems[i].at[pl.ds(0, job.rows)], dq.at[x, mine, span.at])
+      plgpu.copy_smem_to_gmem(q_smems[i].at[0, pl.ds(0, job.rows)], dq.at[x, mine, span.at])
     plgpu.wait_smem_to_gmem(0)
 
   for w in range(job.parts):
@@ -229,20 +231,22 @@ def _d_query(
 def _visits(w, here, there, mixing, staging, met, steps, job):
   """(index, span, sums of ds k) for each span of columns that warpgroup w owns."""
   q_smems, do_smems, lse_S, delta_S = here
-  (*arrays, tokens), tile, token = there
+  (*arrays, tokens), tile, none, token = there
   k_smem, v_smem = arrays[0], arrays[-1]
   own = [(i, span) for i, span in enumerate(job.spans) if span.owner == w]
   product = functools.partial(matmul, transposed=True, interpret=job.interpret)
 
   def visit(t, sums):
     parts = stages_of(t, job)
-    slot = parts[w]
+    slot, id = parts[w], tile(t)
     plgpu.barrier_wait(staging.full.at[slot])
-    s_SZ = product(*[(x, k_smem.at[slot, :, c.at]) for x, c in zip(q_smems, job.spans)])
+    mine = zip(held(q_smems, id), job.spans)
+    s_SZ = product(*[(x, k_smem.at[slot, :, c.at]) for x, c in mine])
     s_SZ = s_SZ * (job.scale * LOG2E)
-    s_SZ += over(unseen(tokens.at[slot], token, tile(t)), s_SZ.shape, 1)
+    s_SZ += over(unseen(tokens.at[slot], token, id == none), s_SZ.shape, 1)
     p_SZ = jnp.exp2(s_SZ - over(lse_S, s_SZ.shape, 0))
-    dp_SZ = product(*[(x, v_smem.at[slot, :, c.at]) for x, c in zip(do_smems, job.values)])
+    mine = zip(held(do_smems, id), job.values)
+    dp_SZ = product(*[(x, v_smem.at[slot, :, c.at]) for x, c in mine])
     ds_SZ = (p_SZ * (dp_SZ - over(delta_S, s_SZ.shape, 0))).astype(k_smem.dtype)
     meet(met.at[0], job.parts)  # the other one has read what it was given before
     both = exchange(ds_SZ, w, mixing, met.at[1], job.parts)
@@ -287,7 +291,7 @@ def d_key_value(
       jax.ShapeDtypeStruct((B * L, K, tiles * TILE, width), dtype) for width in (H, V)[: len(cuts)]
     ),
     (
-      tuple(tuple(like((TILE, span.width)) for span in cut) for cut in cuts),
+      tuple(tuple(like((1, TILE, span.width)) for span in cut) for cut in cuts),
       plgpu.SMEM((2, TILE), jnp.int32),
       (like((job.stages, slot, H)), like((job.stages, slot, V))),
       plgpu.SMEM((job.stages, 2, slot), jnp.float32),
@@ -315,27 +319,28 @@ def _d_key_value(
   )
   i, t = split(lax.axis_index('blocks'), tiles)
   (x, kv), wg = split(i, job.heads), lax.axis_index('warpgroup')
-  tile = ids[x, split(kv, ids.shape[1])[1], t]
-  steps = jnp.where(tile < 0, 0, job.group // (heads * job.parts))
+  lists, none = split(kv, ids.shape[1])[1], k.shape[1] // TILE
+  tile = lambda: ids[x, lists, t]
+  steps = jnp.where(tile() == none, 0, job.group // (heads * job.parts))
 
   def compute(w):
     registers(job.parts)
     if w == 0:
       (b, _), (_, head) = split(x, job.length), split(kv, k.shape[2])
-      at = pl.ds(jnp.maximum(tile, 0) * TILE, TILE)
+      at = pl.ds(place_of(tile(), k), TILE)
       for source, to, cut in zip((k, v), k_smems, (job.spans, job.values)):
         fetch_heads(source.at[b, at, head], to, cut, TILE, ready)
       plgpu.copy_gmem_to_smem(k_tokens.at[b, :, at], tokens_smem, ready)
     plgpu.barrier_wait(ready)
-    bias_Z = unseen(tokens_smem, (q_tokens[x, 0], q_tokens[x, 1]), tile)
-    there = q_smems, stats_smem
+    bias_Z = unseen(tokens_smem, (q_tokens[x, 0], q_tokens[x, 1]), tile() == none)
+    there = q_smems, stats_smem, tile
     sums = _heads(w, k_smems, bias_Z, there, mixing, staging, met, steps, job)
     for (which, i, _), made in sums:
-      k_smems[which][i][...] = made.astype(dk.dtype)
+      k_smems[which][i].at[0][...] = made.astype(dk.dtype)
     plgpu.commit_smem()
     for (which, i, span), _ in sums:
       to = (dk, dv)[which].at[x, kv, pl.ds(t * TILE, TILE), span.at]
-      plgpu.copy_smem_to_gmem(k_smems[which][i], to)
+      plgpu.copy_smem_to_gmem(k_smems[which][i].at[0], to)
     plgpu.wait_smem_to_gmem(0)
 
   for w in range(job.parts):
@@ -356,7 +361,7 @@ def _d_key_value(
 
 def _heads(w, k_smems, bias_Z, there, mixing, staging, met, steps, job):
   """((0 dk or 1 dv, index, span), sums) for each span of columns that warpgroup w owns."""
-  (q_smem, do_smem), stats_smem = there
+  (q_smem, do_smem), stats_smem, tile = there
   own = [
     (which, i, span)
     for which, cut in enumerate((job.spans, job.values)[: len(k_smems)])
@@ -370,11 +375,14 @@ def _heads(w, k_smems, bias_Z, there, mixing, staging, met, steps, job):
     parts = stages_of(t, job)
     slot = parts[w]
     plgpu.barrier_wait(staging.full.at[slot])
-    s_ZS = product(*[(x, q_smem.at[slot, :, c.at]) for x, c in zip(k_smems[0], job.spans)])
+    id = tile()  # read again in each step: the compiler shall not know it
+    mine = zip(held(k_smems[0], id), job.spans)
+    s_ZS = product(*[(x, q_smem.at[slot, :, c.at]) for x, c in mine])
     s_ZS = s_ZS * (job.scale * LOG2E)
     s_ZS += over(bias_Z, s_ZS.shape, 0)
     p_ZS = jnp.exp2(s_ZS - over(stats_smem.at[slot][0], s_ZS.shape, 1))
-    dp_ZS = product(*[(x, do_smem.at[slot, :, c.at]) for x, c in zip(k_smems[-1], job.values)])
+    mine = zip(held(k_smems[-1], id), job.values)
+    dp_ZS = product(*[(x, do_smem.at[slot, :, c.at]) for x, c in mine])
     # Scaled here: what dv adds to columns that are values, too, is not.
     ds_ZS = job.scale * p_ZS * (dp_ZS - over(stats_smem.at[slot][1], s_ZS.shape, 1))
     others(w, parts, staging)

@@ -98,8 +98,8 @@ def job_of(q_BLNH: jax.Array, how: How, group: int, parts: int, bytes_: tuple[in
 class Store(NamedTuple):
   """Where the tiles lie that the queries list: X = B·L queries, J lists a query.
 
-  tokens_B2M: index and segment, −1 for padding. A query goes over its first `count` tiles; those
-  that are −1 hold nothing.
+  tokens_B2M: index and segment, −1 for padding. A query goes over its first `count` tiles; the id
+  after the last, M / 64, stands for none.
   """
 
   k_BMKH: jax.Array
@@ -169,6 +169,7 @@ def _store(k_BMKH, v_BMKV, keys: Tokens, ids_BLJT) -> Store:
   ids_XJT = rearrange(ids_BLJT, 'B L J T -> (B L) J T')
   ends_T = 1 + jnp.arange(ids_XJT.shape[2], dtype=jnp.int32)
   count_XJ = jnp.where(ids_XJT >= 0, ends_T, 0).max(-1)
+  ids_XJT = jnp.where(ids_XJT >= 0, ids_XJT, k_BMKH.shape[1] // TILE)
   v_BMKV = k_BMKH if v_BMKV is None else v_BMKV  # an operand that is not read
   return Store(k_BMKH, v_BMKV, tokens_B2M.astype(jnp.int32), ids_XJT, count_XJ)
 
@@ -222,7 +223,7 @@ def split(i: jax.Array, n: int) -> tuple[jax.Array, jax.Array | int]:
 def fetch_heads(source: Any, to: tuple, columns: tuple[Span, ...], rows: int, barrier: Any) -> None:
   """Copies the columns of some heads; rows beyond hold anything, and give what nobody reads."""
   for buffer, span in zip(to, columns):
-    plgpu.copy_gmem_to_smem(source.at[:, span.at], buffer.at[pl.ds(0, rows)], barrier)
+    plgpu.copy_gmem_to_smem(source.at[:, span.at], buffer.at[0, pl.ds(0, rows)], barrier)
 
 
 def fill(k, v, k_tokens, tile, slot_smems, staging: Ring, x, kv, steps, job: Job) -> None:
@@ -232,7 +233,7 @@ def fill(k, v, k_tokens, tile, slot_smems, staging: Ring, x, kv, steps, job: Job
 
   def fetch(t, slot, full):
     step, part = split(t, job.parts)
-    at = pl.ds(jnp.maximum(tile(step), 0) * TILE + part * places, places)
+    at = pl.ds(place_of(tile(step), k) + part * places, places)
     stores = (k,) if job.shared else (k, v)
     sources = (*(x.at[b, at, head] for x in stores), k_tokens.at[b, :, at])
     for source, to in zip(sources, slot_smems):
@@ -253,11 +254,26 @@ def others(w: int, here: list[jax.Array], staging: Ring) -> None:
       plgpu.barrier_wait(staging.full.at[slot])
 
 
-def unseen(tokens: Any, token: tuple[jax.Array, jax.Array], tile: jax.Array) -> jax.Array:
-  """0 for the places of a tile that a query sees, −inf for others."""
+def place_of(tile: jax.Array, k: Any) -> jax.Array:
+  """Where a tile begins; none begins where the last does."""
+  return jnp.minimum(tile, k.shape[1] // TILE - 1) * TILE
+
+
+def unseen(tokens: Any, token: tuple[jax.Array, jax.Array], none: jax.Array) -> jax.Array:
+  """0 for the places of a tile that a query sees, −inf for others, and for all of none."""
   index, segment = token
-  segment = jnp.where(tile < 0, 0, segment)  # keys have −1 for padding: none has 0
+  segment = jnp.where(none, 0, segment)  # keys have −1 for padding: none has 0
   return jnp.where((tokens[1] == segment) & (tokens[0] <= index), 0.0, -jnp.inf)
+
+
+def held(buffers: tuple, tile: jax.Array) -> list:
+  """What a block keeps in shared memory, at an index of 0 that the compiler cannot know.
+
+  It would keep the addresses of each wgmma's operand in registers, and where columns are many (MLA)
+  spill them in each round.
+  """
+  zero = lax.shift_right_logical(tile, jnp.int32(31))  # a tile's id is not negative
+  return [x.at[zero] for x in buffers]
 
 
 def exchange(mine: jax.Array, w: int, buffers: tuple, met: Any, parts: int) -> tuple:
