@@ -114,7 +114,7 @@ def test_outputs_and_gradients_in_the_interpreter(name, monkeypatch):
   lists=st.sampled_from([1, 2]),
   listed=st.integers(1, 3),
 )
-@hypothesis.settings(max_examples=8)
+@hypothesis.settings(max_examples=4)
 def test_tiles_hold_what_is_listed_and_nothing_else_that_is_seen(seed, size, lists, listed):
   keys, queries = keys_and_some((30, 120, 180))
   case = Case(2, 2, 4, 4, 4, size, min(listed * 64 // size + 1, M // size), lists)
