@@ -7,7 +7,8 @@ A page is `size` consecutive places of the memory: single tokens (size 1) as Dee
 (arXiv 2512.02556) or blocks as NSA's selection (64, arXiv 2502.11089). Lists come by kv head, or
 one for all. Of a page a query sees the keys of its segment up to its own index. Both outputs carry
 gradients: lse's enters as ds = p · (dp − (Σ do·o − dlse)), so that branches merge. Work and memory
-are linear in L and in T·size; the backward touches listed pages only.
+are linear in L and in T·size; the backward touches listed pages only. The GPU's kernels serve those
+who ask, as they have not run on their hardware.
 
 On a mesh rows, heads and queries are split as in sharding/rules.py, with all keys of its rows and
 heads on each device: one all-gather of the keys, one reduce-scatter of their gradients.
@@ -23,10 +24,11 @@ from r1jax.kernels import sizes
 from r1jax.kernels.attention.lists import Tokens
 from r1jax.kernels.chunks import vary_like
 from r1jax.kernels.platform import resolve
-from r1jax.kernels.selected import reference, tpu, tpu_backward, xla
+from r1jax.kernels.selected import gpu, gpu_backward, reference, tpu, tpu_backward, xla
 from r1jax.sharding import rules
 
-KNOWN = ('tpu', 'xla', 'reference')
+KNOWN = ('tpu', 'gpu', 'xla', 'reference')
+CHUNKS = {'gpu': 256}  # queries at a time, 32 elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +59,18 @@ def selected_attention(
 
   ids_BLKT: page ids 0 … M / size − 1, −1 is none, none twice; K kv heads, or 1 list for all.
   v_BMKV None: the value is the first value_width numbers of the key (absorbed MLA).
-  chunk: queries that XLA handles at a time; by default as measured, or 32.
+  chunk: queries that XLA handles or gathers for at a time; by default as measured, or CHUNKS.
   """
   check(q_BLNH, k_BMKH, v_BMKV, ids_BLKT, size, queries, keys, value_width)
   width = v_BMKV.shape[-1] if value_width is None else value_width
   refused = tpu.refuses(q_BLNH, k_BMKH, v_BMKV)
   default = {'tpu': 'xla' if refused else 'tpu', '*': 'xla'}
   implementation = resolve(implementation, default, KNOWN)
-  if implementation == 'tpu' and refused:
-    raise NotImplementedError(f'the TPU kernel of selected attention {refused}; use xla')
+  if implementation == 'gpu':
+    refused = gpu.refuses(q_BLNH, k_BMKH, v_BMKV, width)
+  if implementation in ('tpu', 'gpu') and refused:
+    kernel = f'the {implementation.upper()} kernel of selected attention'
+    raise NotImplementedError(f'{kernel} {refused}; use xla')
   if implementation == 'reference':
     v_BMKV = k_BMKH[..., :width] if v_BMKV is None else v_BMKV
     return reference.selected_attention(
@@ -73,7 +78,8 @@ def selected_attention(
     )
   if chunk is None:
     places = ids_BLKT.shape[3] * size
-    chunk = sizes.chunk(32, 'selected', page=size, places=places, heads=q_BLNH.shape[2])
+    rule = CHUNKS.get(implementation, 32)
+    chunk = sizes.chunk(rule, 'selected', page=size, places=places, heads=q_BLNH.shape[2])
   run = functools.partial(_attention, Static(size, scale, width, chunk, implementation))
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -138,7 +144,11 @@ def _attention(static: Static, q, k, v, ids, queries: Tokens, keys: Tokens):
   s = static
   if s.implementation == 'tpu':
     return tpu.forward(q, k, v, ids, queries, keys, s.size, s.scale, s.width)
-  return xla.forward(q, k, v, ids, queries, keys, s.size, s.scale, s.width, s.chunk)
+  told = q, k, v, ids, queries, keys
+  if s.implementation == 'gpu':
+    made = gpu.forward(*told, s.size, s.scale, s.width, s.chunk)
+    return vary_like(made, told)  # Mosaic GPU's results carry no varying axes
+  return xla.forward(*told, s.size, s.scale, s.width, s.chunk)
 
 
 def _forward(static, q, k, v, ids, queries, keys):
@@ -150,11 +160,13 @@ def _backward(static, kept, cotangents):
   *inputs, o, lse = kept
   do, dlse = cotangents
   delta_BLN = jnp.einsum('BLNV,BLNV->BLN', do, o, preferred_element_type=lse.dtype) - dlse
-  s = static
+  s, told = static, (*inputs, do, lse, delta_BLN)
   if s.implementation == 'tpu':
-    grads = tpu_backward.backward(*inputs, do, lse, delta_BLN, s.size, s.scale, s.width)
+    grads = tpu_backward.backward(*told, s.size, s.scale, s.width)
+  elif s.implementation == 'gpu' and not gpu_backward.refuses(*inputs[:3], s.width):
+    grads = vary_like(gpu_backward.backward(*told, s.size, s.scale, s.width, s.chunk), told)
   else:
-    grads = xla.backward(*inputs, do, lse, delta_BLN, s.size, s.scale, s.width, s.chunk)
+    grads = xla.backward(*told, s.size, s.scale, s.width, s.chunk)
   return *grads, None, None, None
 
 

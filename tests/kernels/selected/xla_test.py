@@ -48,18 +48,22 @@ def rows(lengths):
   return Tokens(np.tile(np.arange(L, dtype=np.int32), (B, 1)), np.int32(segments))
 
 
-def oracle(q, k, v, do, dlse, ids, size, tokens):
-  """(o, lse, dq, dk, dv) in float64, one query and head at a time; without v dv is in dk."""
-  shared, v = v is None, k[..., :V] if v is None else v
+def oracle(q, k, v, do, dlse, ids, size, tokens, keys=None):
+  """(o, lse, dq, dk, dv) in float64, one query and head at a time; without v dv is in dk.
+
+  `keys` are tokens of keys that lie elsewhere than the queries.
+  """
+  width = do.shape[-1]
+  shared, v = v is None, k[..., :width] if v is None else v
   q, k, v, do, dlse = (np.float64(x) for x in (q, k, v, do, dlse))
   o, lse = np.zeros(do.shape), np.full(dlse.shape, -np.inf)
   dq, dk, dv = (np.zeros(x.shape) for x in (q, k, v))
-  index, segments = tokens
+  (index, segments), (there, same) = tokens, tokens if keys is None else keys
   for b, l, n in np.ndindex(q.shape[:3]):
-    kv = n // (N // K)
+    kv = n // (q.shape[2] // k.shape[2])
     own = ids[b, l, kv % ids.shape[2]]
     at = [p * size + s for p in own[own >= 0] for s in range(size)]
-    at = [m for m in at if segments[b, m] == segments[b, l] > 0 and index[b, m] <= index[b, l]]
+    at = [m for m in at if same[b, m] == segments[b, l] > 0 and there[b, m] <= index[b, l]]
     if not at:
       continue
     s = SCALE * k[b, at, kv] @ q[b, l, n]
@@ -71,7 +75,7 @@ def oracle(q, k, v, do, dlse, ids, size, tokens):
     dk[b, at, kv] += np.outer(ds, q[b, l, n])
     dv[b, at, kv] += np.outer(p, do[b, l, n])
   if shared:
-    dk[..., :V] += dv
+    dk[..., :width] += dv
     return o, lse, dq, dk
   return o, lse, dq, dk, dv
 
