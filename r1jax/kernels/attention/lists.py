@@ -156,3 +156,10 @@ def visited_ids(visits: Visits, most: int) -> jax.Array:
     case Range(first_BI, count_BI):
       t = jnp.arange(most)
       return jnp.where(t < count_BI[..., None], first_BI[..., None] + t, -1)
+
+
+def tokens_of(ids_BLKT: jax.Array, size: int) -> jax.Array:
+  """Lists of pages as lists of single places."""
+  places = ids_BLKT[..., None] * size + jnp.arange(size)
+  places = jnp.where(ids_BLKT[..., None] < 0, -1, places)
+  return places.reshape(*ids_BLKT.shape[:3], -1)

@@ -23,9 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from r1jax.kernels.attention.gpu_tiles import ROWS, SHARED, STAGES, Ring, produce
-from r1jax.kernels.attention.lists import Tokens
+from r1jax.kernels.attention.lists import Tokens, tokens_of
 from r1jax.kernels.selected import xla
-from r1jax.kernels.selected.tpu import tokens_of
 
 TILE = 64  # places of a tile
 COLUMNS = 256  # of fp32 sums that a warpgroup holds: the N of wgmma, too

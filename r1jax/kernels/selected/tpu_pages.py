@@ -33,7 +33,7 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from r1jax.kernels.attention.lists import BEYOND, Tokens
+from r1jax.kernels.attention.lists import BEYOND, Tokens, tokens_of
 
 ROWS = 512  # of keys in one step of the grid
 LANES = 128
@@ -125,13 +125,6 @@ def listed(
 def in_rows(shape: Shape, x_BL: jax.Array, *last: int) -> jax.Array:
   """[B, L, …] as [R, L / split, *last]."""
   return x_BL.reshape(shape.rows, shape.length, *last)
-
-
-def tokens_of(ids_BLKT: jax.Array, size: int) -> jax.Array:
-  """Lists of pages as lists of single places."""
-  places = ids_BLKT[..., None] * size + jnp.arange(size)
-  places = jnp.where(ids_BLKT[..., None] < 0, -1, places)
-  return places.reshape(*ids_BLKT.shape[:3], -1)
 
 
 def stored(x_BMKH: jax.Array, size: int, spare: int) -> jax.Array:
