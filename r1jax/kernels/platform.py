@@ -11,6 +11,9 @@ KERNELS = (
   (r'TPU ?(v[4-9]|\d\d?x|7)', 'tpu'),  # Mosaic for TPU
   (r'(NVIDIA )?G?H(100|200|800|20)\b', 'gpu'),  # Mosaic GPU for sm_90
 )
+# (op, kernel or library) that has run on its hardware and had the reference's numbers there. It
+# serves unasked; the others serve those who ask for them by name.
+PROVEN: frozenset[tuple[str, str]] = frozenset()
 
 
 def resolve(implementation: str | None, default: dict[str, str], known: tuple[str, ...]) -> str:
@@ -20,6 +23,13 @@ def resolve(implementation: str | None, default: dict[str, str], known: tuple[st
   if implementation not in known:
     raise NotImplementedError(f'no implementation {implementation!r}; known: {", ".join(known)}')
   return implementation
+
+
+def chosen(op: str, implementation: str | None, known: tuple[str, ...]) -> str:
+  """The given implementation if known; without one the device's kernels if proven, or XLA."""
+  if implementation is None:
+    return kernels() if (op, kernels()) in PROVEN else 'xla'
+  return resolve(implementation, {}, known)
 
 
 def kernels(device_kind: str | None = None) -> Literal['tpu', 'gpu', 'xla']:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax.kernels.platform import kernels, resolve, sums
+from r1jax.kernels import platform
+from r1jax.kernels.platform import chosen, kernels, resolve, sums
 
 KNOWN = ('ragged', 'blocks')
 
@@ -21,6 +22,16 @@ def test_a_known_name_wins_over_the_platform():
 def test_an_unknown_name_is_refused_with_the_known_ones():
   with pytest.raises(NotImplementedError, match=r"'mosaic'; known: ragged, blocks"):
     resolve('mosaic', {'*': 'blocks'}, KNOWN)
+
+
+def test_unasked_kernels_serve_the_ops_that_they_are_proven_for(monkeypatch):
+  monkeypatch.setattr(platform, 'kernels', lambda: 'tpu')
+  assert chosen('paged', None, ('tpu', 'xla')) == 'xla'
+  assert chosen('paged', 'tpu', ('tpu', 'xla')) == 'tpu'
+  monkeypatch.setattr(platform, 'PROVEN', {('paged', 'tpu')})
+  assert chosen('paged', None, ('tpu', 'xla')) == 'tpu'
+  assert chosen('paged', 'xla', ('tpu', 'xla')) == 'xla'
+  assert chosen('selected', None, ('tpu', 'xla')) == 'xla'
 
 
 @pytest.mark.parametrize('given, want', [('bfloat16', 'float32'), ('float32', 'float32')])

@@ -27,11 +27,10 @@ from r1jax.kernels import sizes as by_device
 from r1jax.kernels.attention import gpu, gpu_backward, reference, tpu, xla
 from r1jax.kernels.attention.lists import Band, Pass, Plan, Sizes, Tokens, banded, most_visited
 from r1jax.kernels.chunks import vary_like
-from r1jax.kernels.platform import kernels, resolve
+from r1jax.kernels.platform import chosen
 from r1jax.sharding import rules
 
 KNOWN = ('xla', 'tpu', 'gpu', 'reference')
-PROVEN = frozenset(['xla'])  # what has run on its hardware; other kernels serve those who ask
 
 
 class Blocks(NamedTuple):
@@ -121,9 +120,7 @@ def check(
 
 def implementation_for(name: str | None) -> str:
   """The one that is asked for; unasked, the device's kernels if those are proven, or XLA."""
-  if name is None:
-    return kernels() if kernels() in PROVEN else 'xla'
-  return resolve(name, {}, KNOWN)
+  return chosen('attention', name, KNOWN)
 
 
 def blocks_of(

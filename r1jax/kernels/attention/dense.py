@@ -7,7 +7,7 @@
     the rest  `banded_attention` with the band open, which runs everywhere
 
 Cost: B·N·L²·(H + V) flops, memory O(L) and (L/block)² small integers of splash's. A library serves
-those who ask by name, and unasked once it is in `blocks.PROVEN`. No log-sum-exp comes back: cuDNN
+those who ask by name, and unasked once it is in `platform.PROVEN`. No log-sum-exp comes back: cuDNN
 rounds it to the inputs' dtype, splash's carries no gradient; who merges takes `banded_attention`.
 (tokamax refuses TPU v4, and elsewhere on TPU it is splash again.)
 
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from r1jax.kernels import sizes
+from r1jax.kernels import platform, sizes
 from r1jax.kernels.attention import blocks
 from r1jax.kernels.attention.lists import Band, Tokens
 from r1jax.kernels.platform import kernels
@@ -98,7 +98,9 @@ def dense_attention(
 def choose(implementation: str | None, kind: str, case: Case) -> str:
   """The one that is asked for; unasked the proven library that the device has, or by blocks."""
   if implementation is None:
-    served = (x for x in LIBRARIES if x in blocks.PROVEN and not refusal(x, case, kind))
+    served = (
+      x for x in LIBRARIES if ('dense', x) in platform.PROVEN and not refusal(x, case, kind)
+    )
     return next(served, None) or blocks.implementation_for(None)
   if implementation not in KNOWN:
     raise NotImplementedError(

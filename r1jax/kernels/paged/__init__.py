@@ -8,8 +8,8 @@ where they are read: nothing of the pool's size is copied. int8 is read as it is
 
 Cost: 2·N·(H + V) flops and K·(H + V) numbers read a place (MLA: H numbers), and the same of the
 places of a page that are not seen. `xla` writes and reads what it gathers once more, a chunk at a
-time; `tpu` and `gpu` (sm_90) copy pages straight into the kernel's memory. `gpu` serves those who
-ask for it: it has not run on hardware yet.
+time; `tpu` and `gpu` (sm_90) copy pages straight into the kernel's memory, for those who ask until
+they have run on their hardware (platform.PROVEN).
 
 On a mesh each device has its rows and their pages, as in model/cache.py, and its heads.
 """
@@ -23,7 +23,7 @@ import jax
 from r1jax.kernels.paged import gpu, reference, tpu, xla
 from r1jax.kernels.paged.memory import Int8, Memory, Stack, memory_of, numbers
 from r1jax.kernels.paged.visible import Visible
-from r1jax.kernels.platform import resolve
+from r1jax.kernels.platform import chosen, resolve
 from r1jax.sharding import rules
 from r1jax.sharding.place import check_rows
 
@@ -50,7 +50,7 @@ def paged_attention(
   """
   memory = memory_of(keys, values, q_BNH.shape[-1], value_width)
   _check(q_BNH, memory, visible.pages_BT)
-  kind = resolve(implementation, {'tpu': 'tpu', '*': 'xla'}, tuple(PAGED))
+  kind = chosen('paged', implementation, tuple(PAGED))
 
   def run(q_BNH: jax.Array, memory: Memory, *lists: Any) -> tuple[jax.Array, jax.Array]:
     why = kind in REFUSALS and REFUSALS[kind](q_BNH, memory)  # of the heads that one device has

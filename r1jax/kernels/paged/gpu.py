@@ -18,7 +18,7 @@ for 64 query heads. The last stage of a list may hold places that nobody sees: w
 masked, their values are zeroed as well, as 0 · NaN is not 0. Single places are left to XLA: TMA
 would have to write one row at a time, and the tiles that wgmma reads have eight.
 
-On a GPU none of this has run yet, so nothing takes it unasked: see PROVEN in kernels/attention.
+On a GPU none of this has run yet, so nothing takes it unasked: see kernels/platform.py.
 """
 
 import functools

@@ -7,8 +7,8 @@ A page is `size` consecutive places of the memory: single tokens (size 1) as Dee
 (arXiv 2512.02556) or blocks as NSA's selection (64, arXiv 2502.11089). Lists come by kv head, or
 one for all. Of a page a query sees the keys of its segment up to its own index. Both outputs carry
 gradients: lse's enters as ds = p · (dp − (Σ do·o − dlse)), so that branches merge. Work and memory
-are linear in L and in T·size; the backward touches listed pages only. The GPU's kernels serve those
-who ask, as they have not run on their hardware.
+are linear in L and in T·size; the backward touches listed pages only. Kernels serve those who ask
+until they have run on their hardware (platform.PROVEN).
 
 On a mesh rows, heads and queries are split as in sharding/rules.py, with all keys of its rows and
 heads on each device: one all-gather of the keys, one reduce-scatter of their gradients.
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from r1jax.kernels import sizes
 from r1jax.kernels.attention.lists import Tokens
 from r1jax.kernels.chunks import vary_like
-from r1jax.kernels.platform import resolve
+from r1jax.kernels.platform import chosen
 from r1jax.kernels.selected import gpu, gpu_backward, reference, tpu, tpu_backward, xla
 from r1jax.sharding import rules
 
@@ -63,14 +63,7 @@ def selected_attention(
   """
   check(q_BLNH, k_BMKH, v_BMKV, ids_BLKT, size, queries, keys, value_width)
   width = v_BMKV.shape[-1] if value_width is None else value_width
-  refused = tpu.refuses(q_BLNH, k_BMKH, v_BMKV)
-  default = {'tpu': 'xla' if refused else 'tpu', '*': 'xla'}
-  implementation = resolve(implementation, default, KNOWN)
-  if implementation == 'gpu':
-    refused = gpu.refuses(q_BLNH, k_BMKH, v_BMKV, width)
-  if implementation in ('tpu', 'gpu') and refused:
-    kernel = f'the {implementation.upper()} kernel of selected attention'
-    raise NotImplementedError(f'{kernel} {refused}; use xla')
+  implementation = serving(implementation, q_BLNH, k_BMKH, v_BMKV, width)
   if implementation == 'reference':
     v_BMKV = k_BMKH[..., :width] if v_BMKV is None else v_BMKV
     return reference.selected_attention(
@@ -85,6 +78,21 @@ def selected_attention(
   if mesh.empty:
     return run(q_BLNH, k_BMKH, v_BMKV, ids_BLKT, queries, keys)
   return _on_shards(run, mesh, q_BLNH, k_BMKH, v_BMKV, ids_BLKT, queries, keys)
+
+
+def serving(
+  asked: str | None, q_BLNH: jax.Array, k_BMKH: jax.Array, v_BMKV: jax.Array | None, width: int
+) -> str:
+  """The implementation that is asked for, or else the device's; XLA where that refuses."""
+  name = chosen('selected', asked, KNOWN)
+  refused = None
+  if name == 'tpu':
+    refused = tpu.refuses(q_BLNH, k_BMKH, v_BMKV)
+  elif name == 'gpu':
+    refused = gpu.refuses(q_BLNH, k_BMKH, v_BMKV, width)
+  if refused and asked:
+    raise NotImplementedError(f'the {name.upper()} kernel of selected attention {refused}; use xla')
+  return 'xla' if refused else name
 
 
 def check(q_BLNH, k_BMKH, v_BMKV, ids_BLKT, size, queries, keys, value_width) -> None:

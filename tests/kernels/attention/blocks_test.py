@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from r1jax.kernels import platform
 from r1jax.kernels.attention import blocks, reference
 from r1jax.kernels.attention.blocks import Blocks, banded_attention, merge
 from r1jax.kernels.attention.lists import Band, Listed, Pass, Plan, Sizes, Tokens
@@ -206,9 +207,9 @@ def test_the_tpu_kernels_behind_the_public_function():
 
 def test_unasked_it_is_what_has_run_on_its_hardware(monkeypatch):
   assert blocks.implementation_for(None) == 'xla'
-  monkeypatch.setattr(blocks, 'kernels', lambda: 'gpu')
+  monkeypatch.setattr(platform, 'kernels', lambda: 'gpu')
   assert blocks.implementation_for(None) == 'xla'
-  monkeypatch.setattr(blocks, 'PROVEN', {'gpu'})
+  monkeypatch.setattr(platform, 'PROVEN', {('attention', 'gpu')})
   assert blocks.implementation_for(None) == blocks.implementation_for('gpu') == 'gpu'
   with pytest.raises(NotImplementedError, match='known: xla'):
     blocks.implementation_for('mosaic')

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import strategies as st
 from jax._src.cudnn import fused_attention_stablehlo as fused  # looks for cuDNN when it is traced
 
-from r1jax.kernels.attention import blocks, dense
+from r1jax.kernels import platform
+from r1jax.kernels.attention import dense
 from r1jax.kernels.attention.dense import Case, choose, refusal
 from r1jax.kernels.attention.lists import Band
 from r1jax.sharding import mesh as meshes
@@ -49,9 +50,9 @@ MLA = Case(8192, 192, 128, 'bfloat16')
   ],
 )
 def test_which_library_serves_a_device(kind, case, library, monkeypatch):
-  monkeypatch.setattr(blocks, 'kernels', lambda: 'xla')
+  monkeypatch.setattr(platform, 'kernels', lambda: 'xla')
   assert choose(None, kind, case) == 'xla'  # none has run on its hardware
-  monkeypatch.setattr(blocks, 'PROVEN', {'xla', *dense.LIBRARIES})
+  monkeypatch.setattr(platform, 'PROVEN', {('dense', x) for x in dense.LIBRARIES})
   assert choose(None, kind, case) == (library or 'xla')
   assert [x for x in dense.LIBRARIES if not refusal(x, case, kind)] == [library][: bool(library)]
 
