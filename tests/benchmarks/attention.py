@@ -1,6 +1,6 @@
 """Crossover curves of sparse attention on whatever device is there, forward and backward.
 
-  python -m tests.benchmarks.attention [--longest=16384] [--png=attention.png] [--unproven]
+  python -m tests.benchmarks.attention [--longest=16384] [--only=dense,hybrid] [--unproven]
 
 Our kernels are measured where they serve unasked; --unproven: wherever there are any.
 
@@ -68,15 +68,16 @@ class Case:
   width: int
   dtype: str
   patterns: tuple[tuple[str, Pattern | None], ...]
-  mla: MLA
+  mla: MLA | None
   mla_trains: int  # the longest row whose backward fits into memory
 
   @property
   def names(self) -> tuple[str, ...]:
     """What is measured, each family's dense attention first."""
-    return (*(name for name, _ in self.patterns), 'MLA dense', 'MLA top-k')
+    return (*(name for name, _ in self.patterns), *(LATENTS if self.mla else ()))
 
 
+LATENTS = ('MLA dense', 'MLA top-k')
 PATTERNS = (('dense', None), ('window', Window(64)), ('hybrid', FEW), ('blocks', Blocks()))
 LATENT = MLA(8, 32, 16, 32, 64, pattern=TopK(256, Indexer(4, 32, 16)))
 CPU = Case(8, 2, 64, 'float32', PATTERNS, LATENT, 16384)
@@ -181,9 +182,9 @@ def programs(case: Case, length: int) -> dict[tuple[str, str], tuple[Any, tuple]
   """(name, 'forward' | 'both') to a compiled program and what it takes."""
   qkv, place, marks = operands(case, length)
   runs = {name: (attention(p, place, marks), qkv) for name, p in case.patterns}
-  arrays, marks = latent(case, length)
-  for name in case.names[-2:]:
-    runs[name] = latent_attention(case, name, place), (*arrays, marks)
+  if case.mla:
+    arrays, marks = latent(case, length)
+    runs |= {n: (latent_attention(case, n, place), (*arrays, marks)) for n in LATENTS}
   made = {}
   for name, (run, told) in runs.items():
     loss = lambda *told, run=run: run(*told).astype(jnp.float32).sum()
@@ -233,17 +234,23 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=10 if accelerated else 3)
   parser.add_argument('--png', default='attention.png')
   parser.add_argument('--unproven', action='store_true')
+  known = (ACCELERATOR if accelerated else CPU).names
+  parser.add_argument('--only', default=','.join(known), help='names of rows, or MLA')
   args = parser.parse_args()
   if args.unproven:
     platform.PROVEN |= {(op, platform.kernels()) for op in ('attention', 'selected')}
   case, lengths = ACCELERATOR if accelerated else CPU, [args.longest >> i for i in (4, 3, 2, 1, 0)]
+  only = args.only.split(',')
+  patterns = tuple((name, p) for name, p in case.patterns if name in ('dense', *only))
+  latents = case.mla if any(name.startswith('MLA') for name in only) else None
+  case = dataclasses.replace(case, patterns=patterns, mla=latents)
   print(f'{machine()}\n{case.heads}/{case.kv_heads} heads of {case.width}, {case.dtype}')
   found = {}
   for length in lengths:
     found[length] = measured(case, length, args.rounds)
     table(case, length, found[length])
   draw(found, args.png)
-  report(case, found, full=args.longest >= (131072 if accelerated else 16384))
+  report(found, full=args.longest >= (131072 if accelerated else 16384))
 
 
 def table(case: Case, length: int, by: dict[tuple[str, str], tuple[float, int]]) -> None:
@@ -257,7 +264,7 @@ def table(case: Case, length: int, by: dict[tuple[str, str], tuple[float, int]])
     print(f'  {name:<12}', *times, temporaries, *ratios, flush=True)
 
 
-def report(case: Case, found: dict[int, dict], full: bool) -> None:
+def report(found: dict[int, dict], full: bool) -> None:
   """The bars; on shorter rows than theirs they are not run."""
   longest, half = max(found), max(found) // 2
 
@@ -269,18 +276,20 @@ def report(case: Case, found: dict[int, dict], full: bool) -> None:
 
   def growth(of: int) -> float | None:
     """Of twice the length over that of the length itself, hybrid with backward."""
-    return (
-      found[longest]['hybrid', 'both'][of] / found[half]['hybrid', 'both'][of] if full else None
-    )
+    if not full or ('hybrid', 'both') not in found[longest]:
+      return None
+    return found[longest]['hybrid', 'both'][of] / found[half]['hybrid', 'both'][of]
 
-  bar('cpu_hybrid_over_dense_16k', over_dense('hybrid', 'forward') if case is CPU else None, '≥', 4)
+  on_cpu = jax.default_backend() == 'cpu'
+  ours = over_dense('hybrid', 'forward') if on_cpu else None
+  bar('cpu_hybrid_over_dense_16k', ours, '≥', 4)
   bar('hybrid_time_of_twice_the_length', growth(0), '≤', 2.3)
   bar('hybrid_memory_of_twice_the_length', growth(1), '≤', 2.1)
   for (name, _), forward, both in zip(WIDE, (4, 12), (3, 8)):
     label = 'gpu_' + name.replace(' + ', '_and_').replace(' %', '_percent')
     bar(f'{label}_forward', over_dense(name, 'forward'), '≥', forward)
     bar(f'{label}_with_backward', over_dense(name, 'both'), '≥', both)
-  on_gpu = lambda *asked: over_dense(*asked) if case is not CPU else None
+  on_gpu = lambda *asked: None if on_cpu else over_dense(*asked)
   bar('gpu_mla_top_k_forward_32k', on_gpu('MLA top-k', 'forward', 32768), '≥', 1)
   bar('gpu_mla_top_k_forward_64k', on_gpu('MLA top-k', 'forward', 65536), '≥', 1.7)
   bar('gpu_mla_top_k_forward_128k', on_gpu('MLA top-k', 'forward', 131072), '≥', 2.2)

@@ -44,5 +44,5 @@ def test_as_many_keys_as_tokens_give_dense_latent_attention():
 
 def test_bars_of_shorter_rows_are_not_run(capsys):
   by = {(n, k): (1.0, 1) for n in attention.CPU.names for k in ('forward', 'both')}
-  attention.report(attention.CPU, {512: by, 1024: by}, full=False)
+  attention.report({512: by, 1024: by}, full=False)
   assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()} == {'not-run'}
