@@ -241,6 +241,8 @@ def main() -> None:
     platform.PROVEN |= {(op, platform.kernels()) for op in ('attention', 'selected')}
   case, lengths = ACCELERATOR if accelerated else CPU, [args.longest >> i for i in (4, 3, 2, 1, 0)]
   only = args.only.split(',')
+  if unknown := set(only) - {*known, 'MLA'}:
+    parser.error(f'--only={args.only}: no {min(unknown)}; there are {", ".join(known)} and MLA')
   patterns = tuple((name, p) for name, p in case.patterns if name in ('dense', *only))
   latents = case.mla if any(name.startswith('MLA') for name in only) else None
   case = dataclasses.replace(case, patterns=patterns, mla=latents)
