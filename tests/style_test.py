@@ -363,7 +363,7 @@ def test_every_module_is_tested():
 
 
 def run(code: str) -> None:
-  """Runs the code in a fresh interpreter at the root of the repository; r1jax is installed there."""
+  """Runs the code in a fresh interpreter at the root of the repository, where there is jax."""
   pytest.importorskip('jax')
   out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
   assert out.returncode == 0, out.stderr
