@@ -103,7 +103,7 @@ def test_long_rows_go_by_blocks_and_give_what_one_mask_gives(pattern, monkeypatc
   place = Place(POSITIONS, SEGMENTS)
   run = lambda: attend.over_batch(Q, KEY, VALUE, place, pattern, Marks(), 0.5)
   want = run()
-  monkeypatch.setattr(attend, 'SHORT', 0)
+  monkeypatch.setattr(attend, 'SHORT', {'*': 0})
   np.testing.assert_allclose(run(), want, rtol=1e-5, atol=1e-6)
 
 
