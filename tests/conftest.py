@@ -13,17 +13,19 @@ import sys
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 MAPPINGS = 10_000
 _DEVICES = '--xla_force_host_platform_device_count=8'
-# A third less time to compile; jax 0.11 and later end the process at flags that they do not know.
+# A third less time to compile, to a jaxlib that knows these flags: others end the process.
 _QUICK = '--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false'
+_KNOWN = any(d.version[:5] == '0.10.' for d in importlib.metadata.distributions(name='jaxlib'))
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-  flags = [os.environ.get('XLA_FLAGS', ''), _DEVICES]
-  if importlib.metadata.version('jaxlib') < '0.11':
-    flags.append(_QUICK)
-  os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
+  _flags = os.environ.get('XLA_FLAGS', ''), _DEVICES, _QUICK if _KNOWN else ''
+  os.environ['XLA_FLAGS'] = ' '.join(_flags).strip()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+# Tracing makes garbage by the million, and what jax keeps of it is looked through each time.
+gc.set_threshold(100_000, 20, 100)
 
 # Workers of xdist ignore it, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

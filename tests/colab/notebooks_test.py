@@ -8,6 +8,7 @@ import nbformat
 import pytest
 import transformers
 
+from tests.processes import environment
 from tests.published import chat_folder
 
 COLAB = pathlib.Path(__file__).parents[2] / 'colab'
@@ -25,8 +26,8 @@ SHORT = [
 
 def run(name, monkeypatch, **parameters):
   """The executed notebook, the cell tagged 'parameters' followed by other values."""
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  for variable, value in environment().items():
+    monkeypatch.setenv(variable, value)
   book = nbformat.read(COLAB / name, as_version=4)
   cell = next(c for c in book.cells if 'parameters' in c.metadata.get('tags', ()))
   cell.source += '\n' + '\n'.join(f'{key} = {value!r}' for key, value in parameters.items())

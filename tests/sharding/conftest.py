@@ -1,7 +1,6 @@
 """Two processes of four virtual CPU devices each, spawned once for all tests of this folder."""
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -9,6 +8,8 @@ import sys
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.processes import environment
 
 WORKERS = pathlib.Path(__file__).parent / 'workers'
 
@@ -37,7 +38,8 @@ def free_port():
 def pair(tmp_path_factory, free_port):
   """Both processes of workers/checks.py, ended."""
   folder, address = tmp_path_factory.mktemp('pair'), f'localhost:{free_port()}'
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+  # Optimized like the module that compares its own bits with theirs.
+  env = environment() | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'}
   outs = [folder / f'{i}.json' for i in range(2)]
   running = [
     subprocess.Popen(

@@ -1,6 +1,5 @@
 """The binaries as a user starts them: a new process, one device."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from r1jax.checkpoint.store import FOLDER, TREE, Store
+from tests.processes import environment
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / 'tests' / 'system' / 'tiny_config.py'
@@ -26,11 +26,9 @@ def binary():
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
   def start(name, *flags):
-    env = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
-    env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling dominates these runs
     command = [sys.executable, '-m', f'r1jax.bin.{name}', *map(str, flags)]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
 
   call.start = start
   return call

@@ -1,7 +1,6 @@
 """The same config as one, two and four processes, and from one of them to another."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -16,6 +15,7 @@ import pytest
 
 from r1jax.checkpoint.store import FOLDER, Store
 from r1jax.train import telemetry
+from tests.processes import environment
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = '--config=tests/system/tiny_config.py'
@@ -32,8 +32,6 @@ def port():
 def start(count, workdir, *flags, extra=(), devices=8):
   """`count` processes that share `devices` virtual devices."""
   address = f'--coordinator=127.0.0.1:{port()}'
-  env = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
-  env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
   running = []
   for i in range(count):
     command = [sys.executable, '-m', 'r1jax.bin.train', CONFIG, f'--workdir={workdir}', *flags]
@@ -42,7 +40,7 @@ def start(count, workdir, *flags, extra=(), devices=8):
       command += [address, f'--processes={count}', f'--process={i}']
     command += extra[i] if extra else ()
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    running.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
+    running.append(subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes))
   return running
 
 
