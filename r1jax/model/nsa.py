@@ -15,8 +15,9 @@ Cost for a row of L, with l = compress, d = stride: 4·N·H·L·(L/2d + selected
 2·N·H·L·L/d for the choice, 4·K·(L/d)·(l + 1)·H² to sum up; memory linear in L.
 
 A cache keeps what the branches have of each token and the summary that ends in each stride, which
-is made when it ends: a decoded token computes with M/d + selected·select + window keys of M. XLA
-still copies a layer's keys out of the stack, or gathers its pages, before it takes those few.
+is made when it ends: a decoded token computes with M/d + selected·select + window keys of M. Of
+pages it reads those alone (nsa_pool.py); dense memory, and what a chunk of a prompt meets, is
+copied out of the stack before those few are taken.
 """
 
 import functools

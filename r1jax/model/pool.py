@@ -3,6 +3,7 @@
     Full      every page of the row's table up to its newest position
     Window    the pages that hold the last w positions, or those places of the row's ring
     TopK      single places, of the keys that the indexer chooses among all of the row's
+    Blocks    lists of three kinds in memories of their own: nsa_pool.py
     Hybrid    the window's, and single places of key tokens before it; in a bounded cache the pages
               in which they are pinned; mixed as over the batch (attend.py)
 
@@ -108,6 +109,8 @@ def _cheaper(grouped: bool, pages: int, size: int, pattern: Pattern) -> bool:
 
   Reading all of it they do over a long memory of heads, where the copy is laid out anew to be
   multiplied, but not over latents: `python -m tests.benchmarks.decode --only=paths` shows both.
+  Learned blocks have three memories to copy: of two models, two patterns and 64 to 16,384 positions
+  lists were slower only where they name more places than that.
   """
   match pattern:
     case Full() | Watched():
@@ -119,7 +122,8 @@ def _cheaper(grouped: bool, pages: int, size: int, pattern: Pattern) -> bool:
     case Hybrid(w):
       seen = pages_of_window(w, size) * size + keys.most(pattern, pages * size)
     case Blocks(window=w):
-      seen = pages_of_window(w, size) * size + pattern.selected * pattern.select
+      seen = pages_of_window(w, size) * size + min(pattern.selected * pattern.select, pages * size)
+      return seen <= 3 * pages * size
   return 2 * seen <= pages * size
 
 

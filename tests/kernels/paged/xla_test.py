@@ -76,7 +76,7 @@ def test_lists_of_places_by_head(kind, implementation, seed, layer):
   seen = [
     [[divmod(i, pool.SIZE) for i in row if i >= 0] for row in ids[:, k]] for k in range(heads)
   ]
-  keys, values = pool.poisoned((keys, values), sum(seen, []))
+  keys, values = pool.poisoned((keys, values), [row for of_head in seen for row in of_head])
   got = run(q, keys, values, layer, ids, width, None, implementation, selected_rows)
   of_head = np.arange(q.shape[1]) * heads // q.shape[1]
   each = [pool.oracle(q, keys, values, width, layer, s) for s in seen]
