@@ -95,7 +95,6 @@ def _chosen(
   k_BUKH = caches.look(Pages(strides.arrays[:1]), at, keys_alone).memory.key_nBMKH
   B, U = k_BUKH.shape[:2]
   ends = selection.stored(B, U, pattern)
-  k_BUKH = jnp.where(ends.segments_BM[..., None, None] > 0, k_BUKH, 0)
   here = Tokens(place.positions_BL, (place.segments_BL > 0).astype(jnp.int32))
   own_B1 = place.positions_BL // pattern.select
   in_page = pattern.select // pattern.stride
