@@ -15,12 +15,12 @@ Cost for a row of L, with l = compress, d = stride: 4·N·H·L·(L/2d + selected
 2·N·H·L·L/d for the choice, 4·K·(L/d)·(l + 1)·H² to sum up; memory linear in L.
 
 A cache keeps what the branches have of each token and the summary that ends in each stride, which
-is made when it ends: a decoded token computes with M/d + selected·select + window keys of M. XLA
-still copies a layer's keys out of the stack, or gathers its pages, before it takes those few.
+is made when it ends: a decoded token computes with M/d + selected·select + window keys of M. Of
+pages it reads those alone (nsa_pool.py); dense memory, and what a chunk of a prompt meets, is
+copied out of the stack before those few are taken.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,15 +31,16 @@ from einops import rearrange
 from r1jax.core.qarray import Weight
 from r1jax.kernels.attention import attention
 from r1jax.kernels.attention.blocks import banded_attention
-from r1jax.kernels.attention.lists import BEYOND, Band, Tokens
+from r1jax.kernels.attention.lists import Band, Tokens
 from r1jax.kernels.attention.reference import sees
 from r1jax.kernels.matmul import matmul
 from r1jax.kernels.selected import selected_attention
 from r1jax.model import cache as caches
-from r1jax.model import selection
+from r1jax.model import nsa_pool, pool, selection
 from r1jax.model.cache import Blocked, KVCache
 from r1jax.model.config import GQA, Blocks
 from r1jax.model.gqa import projected
+from r1jax.model.nsa_pool import Summarize
 from r1jax.model.primitives import norm_scale, rms_norm, weight
 from r1jax.model.rope import rotate, softmax_scale
 from r1jax.model.types import Kept, Place
@@ -95,7 +96,7 @@ class Phi(NamedTuple):
   out_FH: Weight
 
 
-Summarize = Callable[[Pair, jax.Array, jax.Array], Pair]  # of raw pairs: from where, at position
+Parts = tuple[jax.Array, jax.Array, jax.Array]  # o_BLNH of each branch
 
 
 class NativelySparseAttention(nn.Module):
@@ -129,14 +130,10 @@ class NativelySparseAttention(nn.Module):
     of_x = lambda name: projected(self, x_BLD, name, c.kv_heads, 'kv_heads')
     raw, *whole = (Pair(of_x(f'k_{b}'), of_x(f'v_{b}')) for b in BRANCHES)
     pairs = Pairs(raw, *(Pair(turned(k, s, at_BL), v) for (k, v), s in zip(whole, k_scales[1:])))
-    if cache is None:
-      met = of_batch(pairs, place, c.pattern, summarize)
-    else:
-      cache, met = of_cache(cache, pairs, place, c.pattern, summarize)
+    cache, parts = attended(q_BLNH, cache, pairs, place, c, summarize)
     gate_BLNX = matmul('BLD,DNX->BLNX', x_BLD, w('gate', (D, N, X), ('embed', 'heads', None)))
     bias_NX = w('gate_bias', (N, X), ('heads', None), nn.initializers.zeros)
     gate_BLNX = jax.nn.sigmoid(gate_BLNX.astype('float32') + bias_NX).astype(x_BLD.dtype)
-    parts = branches(q_BLNH, met, c.pattern, softmax_scale(c.rotary, H))
     o_BLNH = sum(gate_BLNX[..., i, None] * part for i, part in enumerate(parts))
     return matmul('BLNH,NHD->BLD', o_BLNH, w('out', (N, H, D), ('heads', 'head', 'embed'))), Kept(
       cache
@@ -152,6 +149,25 @@ class NativelySparseAttention(nn.Module):
     )
 
 
+def attended(
+  q_BLNH: jax.Array,
+  cache: Blocked | None,
+  pairs: Pairs,
+  place: Place,
+  c: GQA,
+  summarize: Summarize,
+) -> tuple[Blocked | None, Parts]:
+  """The cache with the batch in it, if one is given, and what each branch makes of the queries."""
+  scale, entries = softmax_scale(c.rotary, c.head), [KVCache(*pair) for pair in pairs]
+  if cache is None:
+    met = of_batch(pairs, place, c.pattern, summarize)
+  elif pool.serves(cache, place, c.pattern):
+    return nsa_pool.over_pool(q_BLNH, cache, entries, place, c.pattern, scale, summarize)
+  else:
+    cache, met = of_cache(cache, entries, place, c.pattern, summarize)
+  return cache, branches(q_BLNH, met, c.pattern, scale)
+
+
 def summed_up(x_BMKH: jax.Array, starts_BC: jax.Array, phi: Phi) -> jax.Array:
   """φ of the blocks that begin at these places; of zeros where those are beyond the memory."""
   Z = phi.place_ZH.shape[0]
@@ -164,9 +180,7 @@ def summed_up(x_BMKH: jax.Array, starts_BC: jax.Array, phi: Phi) -> jax.Array:
   return x_BCZKH.mean(2) + matmul('BCKF,FH->BCKH', h_BCKF, phi.out_FH)
 
 
-def branches(
-  q_BLNH: jax.Array, met: Met, pattern: Blocks, scale: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def branches(q_BLNH: jax.Array, met: Met, pattern: Blocks, scale: float) -> Parts:
   """o_BLNH of the summaries, of the chosen blocks, of the window."""
   queries, pages, m = met
   few = 1 < q_BLNH.shape[1] <= FEW and m.paged.index_BM.shape[1] <= 2 * FEW
@@ -206,47 +220,33 @@ def of_batch(pairs: Pairs, place: Place, pattern: Blocks, summarize: Summarize) 
 
 
 def of_cache(
-  cache: Blocked, pairs: Pairs, place: Place, pattern: Blocks, summarize: Summarize
+  cache: Blocked, new: list[KVCache], place: Place, pattern: Blocks, summarize: Summarize
 ) -> tuple[Blocked, Met]:
   """Rows meet what a cache holds of them, to which this adds their entries and summaries."""
 
-  def one(kind: KVCache | caches.Pages, place: Place, pair: Pair) -> tuple[Any, caches.Held]:
-    entries = KVCache(*pair)
+  def one(kind: Any, place: Place, entries: KVCache) -> tuple[Any, caches.Held]:
     kind = caches.put(kind, place, entries)
     return kind, caches.look(kind, place, entries)
 
-  kept, held = zip(*(one(kind, place, pair) for kind, pair in zip(cache, pairs)))
+  kept, held = zip(*(one(kind, place, x) for kind, x in zip(cache, new)))
   raw, select, window = (Pair(*h.memory[:2]) for h in held)
-  M, d, each = raw[0].shape[1], pattern.stride, pattern.compress // pattern.stride
-  unit_BC = latest(place, d)
-  there_BC = unit_BC >= each - 1
-  made = summarize(raw, jnp.where(there_BC, (unit_BC + 1 - each) * d, M), unit_BC * d + d - 1)
-  at = place._replace(
-    positions_BL=jnp.where(there_BC, unit_BC, BEYOND), segments_BL=there_BC.astype(jnp.int32)
-  )
+  B, M = raw[0].shape[:2]
+  at = selection.completed(place, pattern)
+  past_BC = (at.positions_BL + 1) * pattern.stride
+  starts_BC = jnp.where(at.segments_BL > 0, past_BC - pattern.compress, M)
+  made = KVCache(*summarize(raw, starts_BC, past_BC - 1))
   strides, ended = one(cache.strides, at, made)
-  row = lambda x_M: jnp.broadcast_to(x_M.astype(jnp.int32), (len(unit_BC), len(x_M)))
-  unit_U = jnp.arange(ended.memory[0].shape[1])
-  ends = Tokens(row(unit_U * d + d - 1), row(unit_U >= each - 1))
+  ends = selection.stored(B, ended.memory[0].shape[1], pattern)
   # Nothing is ever written where no block ends yet, and 0 · NaN is no 0.
-  written = lambda x_BUKH: jnp.where((unit_U >= each - 1)[:, None, None], x_BUKH, 0)
+  written = lambda x_BUKH: jnp.where(ends.segments_BM[..., None, None] > 0, x_BUKH, 0)
+  row = lambda x_M: jnp.broadcast_to(x_M.astype(jnp.int32), (B, len(x_M)))
   tokens = Tokens(row(jnp.arange(M)), row(jnp.ones(M)))
   fill = -M % pattern.select
   whole = lambda x_BM: jnp.pad(x_BM, ((0, 0), (0, fill), *((0, 0),) * (x_BM.ndim - 2)))
   select, paged = jax.tree.map(whole, (select, tokens))
-  units_BU = row(jnp.arange((M + fill) // d))  # those beyond `ends` count as none
+  units_BU = row(jnp.arange((M + fill) // pattern.stride))  # those beyond `ends` count as none
   summary = Pair(*map(written, ended.memory[:2]))
   memory = Memory(summary, ends, select, paged, window, tokens, units_BU)
   own_BL = place.positions_BL // pattern.select
   here = Tokens(place.positions_BL, (place.segments_BL > 0).astype(jnp.int32))
   return Blocked(*kept, strides), Met(here, selection.Range(own_BL * 0, own_BL), memory)
-
-
-def latest(place: Place, stride: int) -> jax.Array:
-  """The strides that this chunk of each row may have completed, its latest last, [B, C].
-
-  As many for every chunk of a length; what an earlier chunk completed comes out as it was.
-  """
-  C = (place.positions_BL.shape[1] - 1) // stride + 1
-  last_B = (caches.newest(place) + 1) // stride - 1
-  return last_B[:, None] - jnp.arange(C - 1, -1, -1)

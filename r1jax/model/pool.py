@@ -3,6 +3,7 @@
     Full      every page of the row's table up to its newest position
     Window    the pages that hold the last w positions, or those places of the row's ring
     TopK      single places, of the keys that the indexer chooses among all of the row's
+    Blocks    lists of three kinds in memories of their own: nsa_pool.py
     Hybrid    the window's, and single places of key tokens before it; in a bounded cache the pages
               in which they are pinned; mixed as over the batch (attend.py)
 
@@ -33,8 +34,18 @@ from r1jax.kernels.paged.visible import (
 from r1jax.model import cache as caches
 from r1jax.model import indexer, keys
 from r1jax.model.attend import Part, mixed
-from r1jax.model.cache import Cache, Candidates, IndexKeys, Pages, Pinned, Pool, Ring, newest
-from r1jax.model.config import Full, Hybrid, Pattern, TopK, Watched, Window
+from r1jax.model.cache import (
+  Blocked,
+  Cache,
+  Candidates,
+  IndexKeys,
+  Pages,
+  Pinned,
+  Pool,
+  Ring,
+  newest,
+)
+from r1jax.model.config import Blocks, Full, Hybrid, Pattern, TopK, Watched, Window
 from r1jax.model.keys import Marks
 from r1jax.model.types import Place
 from r1jax.sharding import rules
@@ -57,10 +68,10 @@ class Read(NamedTuple):
       self.q_BNH, *_keys_and_values(arrays), self.layer, visible, self.scale, self.width
     )
 
-  def places(self, arrays: tuple, ids_BG: jax.Array) -> Part:
-    """The same over single places."""
+  def places(self, arrays: tuple, ids: jax.Array) -> Part:
+    """The same over single places, [B, G], or [B, K, G] of each head its own."""
     return selected_rows(
-      self.q_BNH, *_keys_and_values(arrays), self.layer, ids_BG, self.scale, self.width
+      self.q_BNH, *_keys_and_values(arrays), self.layer, ids, self.scale, self.width
     )
 
 
@@ -74,7 +85,9 @@ def _grouped(arrays: tuple) -> bool:
   return jax.tree.leaves(arrays[0])[0].ndim == 5
 
 
-def serves(cache: Cache, place: Place, pattern: Pattern, platform: str | None = None) -> bool:
+def serves(
+  cache: Cache | Blocked, place: Place, pattern: Pattern, platform: str | None = None
+) -> bool:
   """Whether a step reads the pool itself; else it gathers the memory and masks it."""
   if place.positions_BL.shape[1] > 1:
     return False
@@ -84,7 +97,9 @@ def serves(cache: Cache, place: Place, pattern: Pattern, platform: str | None = 
     case Pages():
       T = place.table_BT.shape[1]
       platform = platform or jax.default_backend()
-      return platform != 'cpu' or _cheaper(_grouped(cache.arrays), T, _size(cache), pattern)
+      return platform != 'cpu' or _cheaper(_grouped(cache.arrays), T, page_size(cache), pattern)
+    case Blocked(select=select):
+      return serves(select, place, pattern, platform)
     case _:
       return False
 
@@ -94,6 +109,8 @@ def _cheaper(grouped: bool, pages: int, size: int, pattern: Pattern) -> bool:
 
   Reading all of it they do over a long memory of heads, where the copy is laid out anew to be
   multiplied, but not over latents: `python -m tests.benchmarks.decode --only=paths` shows both.
+  Learned blocks have three memories to copy: of two models, two patterns and 64 to 16,384 positions
+  lists were slower only where they name more places than that.
   """
   match pattern:
     case Full() | Watched():
@@ -104,6 +121,9 @@ def _cheaper(grouped: bool, pages: int, size: int, pattern: Pattern) -> bool:
       pass
     case Hybrid(w):
       seen = pages_of_window(w, size) * size + keys.most(pattern, pages * size)
+    case Blocks(window=w):
+      seen = pages_of_window(w, size) * size + min(pattern.selected * pattern.select, pages * size)
+      return seen <= 3 * pages * size
   return 2 * seen <= pages * size
 
 
@@ -125,11 +145,11 @@ def over_pool(
   whole = lambda part: (part[0][:, None], part[1][:, None])
   match cache, pattern:
     case Pages(arrays), Full() | Watched():
-      near = read.pages(arrays, visible_full(place.table_BT, newest_B, _size(cache)))
+      near = read.pages(arrays, visible_full(place.table_BT, newest_B, page_size(cache)))
     case Pages(arrays), TopK():
-      near = read.places(arrays, _places(cache, place, chosen_BLT[:, 0] - 1))
+      near = read.places(arrays, ids_of(cache, place, chosen_BLT[:, 0] - 1))
     case Pages(arrays), Window(w) | Hybrid(w):
-      near = read.pages(arrays, visible_window(place.table_BT, newest_B, _size(cache), w))
+      near = read.pages(arrays, visible_window(place.table_BT, newest_B, page_size(cache), w))
     case (Ring(arrays), Window(w)) | (Pinned(arrays), Hybrid(w)):
       near = read.pages(*_ring(arrays, place, newest_B, w))
   if not isinstance(pattern, Hybrid):
@@ -157,20 +177,24 @@ def choose(
   return indexer.choose(marks, index_BMI, at, place, pattern, chosen_BLT)[1]
 
 
-def _places(cache: Pages, place: Place, position_BG: jax.Array) -> jax.Array:
-  """Ids of the places of these positions; −1 for those below 0."""
+def ids_of(cache: Pages, place: Place, position: jax.Array) -> jax.Array:
+  """Ids of the places of these positions, [B, G] or by head [B, K, G]; −1 for those below 0."""
 
-  def find(position_BG: jax.Array, table_BT: jax.Array) -> jax.Array:
-    at_BG = jnp.maximum(position_BG, 0)
-    page_BG = jnp.take_along_axis(table_BT, at_BG // size, 1, mode='fill', fill_value=-1)
-    there_BG = (position_BG >= 0) & (page_BG >= 0)
-    return jnp.where(there_BG, page_BG * size + at_BG % size, -1).astype(jnp.int32)
+  def find(position: jax.Array, table: jax.Array) -> jax.Array:
+    at = jnp.maximum(position, 0)
+    page = jnp.take_along_axis(table, at // size, -1, mode='fill', fill_value=-1)
+    return jnp.where((position >= 0) & (page >= 0), page * size + at % size, -1).astype(jnp.int32)
 
-  size = _size(cache)
-  return rules.by_rows(find, position_BG, place.table_BT)
+  size, table_BT = page_size(cache), place.table_BT
+  if position.ndim == 2:
+    return rules.by_rows(find, position, table_BT)
+  B, K, _ = position.shape
+  table_BKT = jnp.broadcast_to(table_BT[:, None], (B, K, table_BT.shape[1]))
+  return rules.by_rows(find, position, table_BKT, axes=('batch', 'kv_heads'))
 
 
-def _size(cache: Pages) -> int:
+def page_size(cache: Pages) -> int:
+  """Places of a page."""
   return jax.tree.leaves(cache)[0].shape[2]
 
 
@@ -212,7 +236,7 @@ def _key_places(
   cache: Pages, place: Place, newest_B: jax.Array, pattern: Hybrid, dtype: jnp.dtype
 ) -> jax.Array:
   """Ids [B, G] of the places of key tokens before the window."""
-  size, B = _size(cache), len(place.table_BT)
+  size, B = page_size(cache), len(place.table_BT)
   candidates_BM = caches.look(
     cache, place, Candidates(jnp.zeros((B, 1, 1), dtype))
   ).memory.candidate_nBM1[..., 0]

@@ -22,11 +22,13 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from r1jax.kernels.attention.blocks import specs
-from r1jax.kernels.attention.lists import Band, Tokens
+from r1jax.kernels.attention.lists import BEYOND, Band, Tokens
 from r1jax.kernels.attention.reference import masked_softmax, sees
 from r1jax.kernels.chunks import over_chunks
 from r1jax.kernels.platform import sums
+from r1jax.model.cache import newest
 from r1jax.model.config import Blocks
+from r1jax.model.types import Place
 
 
 class Layout(NamedTuple):
@@ -86,6 +88,37 @@ def by_unit(starts_BC: jax.Array, laid: Layout, pattern: Blocks) -> jax.Array:
   slots_BU = jnp.full((B, U), C, jnp.int32)
   rows_B1, slot_C = jnp.arange(B)[:, None], jnp.arange(C, dtype=jnp.int32)
   return slots_BU.at[rows_B1, place_BC // pattern.stride].set(slot_C, mode='drop')
+
+
+def completed(place: Place, pattern: Blocks) -> Place:
+  """Where in a cache the summaries stand that this chunk of each row may have made, [B, C].
+
+  By the stride that a block ends in, the latest last; BEYOND, of segment 0, where none ends yet. As
+  many for every chunk of a length; what an earlier chunk completed comes out as it was.
+  """
+  C = (place.positions_BL.shape[1] - 1) // pattern.stride + 1
+  last_B = (newest(place) + 1) // pattern.stride - 1
+  unit_BC = last_B[:, None] - jnp.arange(C - 1, -1, -1)
+  there_BC = unit_BC >= first_unit(pattern)
+  return place._replace(
+    positions_BL=jnp.where(there_BC, unit_BC, BEYOND), segments_BL=there_BC.astype(jnp.int32)
+  )
+
+
+def first_unit(pattern: Blocks) -> int:
+  """The first stride of a sequence in which a block ends."""
+  return pattern.compress // pattern.stride - 1
+
+
+def stored(rows: int, count: int, pattern: Blocks) -> Tokens:
+  """The last token of each stride that a cache has room for; segment 0 where no block can end.
+
+  There nothing is ever written.
+  """
+  unit_U = jnp.arange(count, dtype=jnp.int32)
+  last_U, there_U = (unit_U + 1) * pattern.stride - 1, unit_U >= first_unit(pattern)
+  row = lambda x_U: jnp.broadcast_to(x_U.astype(jnp.int32), (rows, count))
+  return Tokens(row(last_U), row(there_U))
 
 
 def choose(

@@ -3,9 +3,10 @@
   python -m tests.benchmarks.decode [--only=paths,bytes,kernels] [--batch=16] [--memory=512,4096]
 
 paths     tokens/s of a whole decode step of small models, every row at the end of its memory: full,
-          a window of 64, that window and 10 % key tokens; each by `pool` (the listed pages are read
-          where they lie) and by `gather` (the whole table is copied and masked). They take turns;
-          the least time of each. The last column is the way that the model goes by itself
+          a window of 64, that window and 10 % key tokens, of models with grouped heads learned
+          blocks, 4 of 64 beside the window; each by `pool` (the listed pages are read where they
+          lie) and by `gather` (the whole table is copied and masked). They take turns; the least
+          time of each. The last column is the way that the model goes by itself
 bytes     of the cache of one sequence of 128K tokens, of the arrays themselves: a window of 512 and
           10 % key tokens in a ring with pins, against full; and what public models would take
 kernels   attention alone, every place of every row read: its bytes a second over those of a copy
@@ -36,6 +37,7 @@ from r1jax.model import pool, presets, transformer
 from r1jax.model.config import (
   GQA,
   MLA,
+  Blocks,
   Dense,
   Full,
   Hybrid,
@@ -54,7 +56,12 @@ from tests.benchmarks.engine_gpu import copy_rate
 GIB = 2**30
 PAGE, RING, LONG = 16, 1024, 128 * 1024
 SPARSE = Hybrid(512, KeyTokens(0.1))
-PATTERNS = {'full': Full(), 'window': Window(64), 'hybrid': Hybrid(64, KeyTokens(0.1))}
+PATTERNS = {
+  'full': Full(),
+  'window': Window(64),
+  'hybrid': Hybrid(64, KeyTokens(0.1)),
+  'blocks': Blocks(selected=4, window=64),
+}
 SMOLLM = presets.smollm2_135m()
 MODELS = {
   'tiny': presets.tiny_r1(),
@@ -102,6 +109,12 @@ def by_itself(cfg: ModelConfig, batch: int, memory: int) -> bool:
   return pool.serves(there, at, cfg.layers[0].attention.pattern)
 
 
+def patterns_of(base: ModelConfig) -> dict[str, Pattern]:
+  """Those that its attention can have."""
+  grouped = isinstance(base.layers[0].attention, GQA)
+  return {name: p for name, p in PATTERNS.items() if grouped or not isinstance(p, Blocks)}
+
+
 def paths(models: dict[str, ModelConfig], batch: int, lengths: list[int], rounds: int) -> None:
   """Tables, and the bars of sparse patterns on long memory."""
   print(f'\ndecode steps of {batch} rows, tokens/s')
@@ -109,7 +122,7 @@ def paths(models: dict[str, ModelConfig], batch: int, lengths: list[int], rounds
   won, best = {}, {}
   for name, base in models.items():
     for memory in lengths:
-      for what, pattern in PATTERNS.items():
+      for what, pattern in patterns_of(base).items():
         cfg = patterned(base, pattern)
         both = [step(cfg, direct, batch, memory) for direct in (False, True)]
         rates = [batch / seconds for seconds in fastest(both, rounds)]
@@ -121,11 +134,11 @@ def paths(models: dict[str, ModelConfig], batch: int, lengths: list[int], rounds
           f'{rates[1] / rates[0]:>13.2f}  {("gather", "pool")[direct]}',
           flush=True,
         )
-      of = [best[name, memory, what] / best[name, memory, 'full'] for what in PATTERNS]
-      print(f'{name}, {memory}: {" : ".join(PATTERNS)} = {" : ".join(f"{x:.2f}" for x in of)}')
+      of = {p: best[name, memory, p] / best[name, memory, 'full'] for p in patterns_of(base)}
+      print(f'{name}, {memory}: {" : ".join(of)} = {" : ".join(f"{x:.2f}" for x in of.values())}')
   ours = jax.default_backend() == 'cpu' and max(lengths) >= 4096
-  for what in ('window', 'hybrid'):
-    least = min(won[name, max(lengths), what] for name in models)
+  for what in ('window', 'hybrid', 'blocks'):
+    least = min(x for key, x in won.items() if key[1:] == (max(lengths), what))
     bar(f'cpu_decode_{what}_pool_over_gather', least if ours else None, '≥', 1)
 
 

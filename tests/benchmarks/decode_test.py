@@ -26,7 +26,7 @@ def test_paths(capsys):
   said = capsys.readouterr().out
   rows = [line.split() for line in said.splitlines() if line.startswith('one  ')]
   assert [(row[2], row[-1]) for row in rows] == [
-    ('full', 'gather'), ('window', 'pool'), ('hybrid', 'pool'),
+    ('full', 'gather'), ('window', 'pool'), ('hybrid', 'pool'), ('blocks', 'pool'),
   ]  # fmt: skip
   assert all(float(x) > 0 for row in rows for x in row[3:6])
-  assert said.count('not-run') == 2
+  assert said.count('not-run') == 3

@@ -252,7 +252,7 @@ SHARE = Hybrid(64, KeyTokens(0.25))
 @pytest.mark.parametrize('layer, kind, pattern', [
   (LATENT, 'dense', None), (GROUPED, 'dense', None), (LATENT, 'pages', None),
   (GROUPED, 'pages', None), (LATENT, 'pages', SHARE), (GROUPED, 'slots', SHARE),
-  (LATENT, 'slots', Window(64)),
+  (LATENT, 'slots', Window(64)), (GROUPED, 'pages', Blocks(selected=4, window=64)),
 ])  # fmt: skip
 def test_decode_temporaries_stay_below_a_tenth_of_the_cache(layer, kind, pattern):
   if pattern is not None:

@@ -162,10 +162,3 @@ def test_each_branch(monkeypatch):
 
   want = by_hand(jax.tree.map(np.float64, params), X)[1]
   np.testing.assert_allclose(parts(params, jnp.float32(X)), want, rtol=1e-4, atol=1e-5)
-
-
-def test_a_chunk_makes_the_strides_that_it_may_have_completed():
-  positions_BL = np.array([[5, 6, 7, 8, 9], [0, 1, 2, 3, 4], [3, 4, 5, 6, 7]])
-  segments_BL = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
-  got = nsa.latest(Place(positions_BL, segments_BL), 2)
-  np.testing.assert_array_equal(got, [[2, 3, 4], [-2, -1, 0], [-3, -2, -1]])

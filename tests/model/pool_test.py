@@ -16,6 +16,7 @@ from r1jax.model.attend import over_memory
 from r1jax.model.config import (
   GQA,
   MLA,
+  Blocks,
   Dense,
   Fixed,
   Full,
@@ -150,12 +151,18 @@ def test_pages_of_slots(places, size):
   assert pool.page_of(places) == size
 
 
-PAGES, GROUPED, SLOT = (
+PAGES, GROUPED, LEARNED, SLOT = (
   jax.eval_shape(
     lambda spec=spec, ring=ring: caches.paged(config(spec), 8, 16, None, 8, ring)[0][0]
   )
-  for spec, ring in ((LATENT(), 0), (HEADS(), 0), (HEADS(pattern=Window(64)), 128))
+  for spec, ring in (
+    (LATENT(), 0),
+    (HEADS(), 0),
+    (HEADS(pattern=Blocks()), 0),
+    (HEADS(pattern=Window(64)), 128),
+  )
 )
+DENSE = caches.Blocked(*[caches.KVCache(None, None)] * 4)
 
 
 @pytest.mark.parametrize('cache, queries, pages, pattern, platform, want', [
@@ -170,6 +177,11 @@ PAGES, GROUPED, SLOT = (
   (PAGES, 1, 13, Hybrid(64, KeyTokens(0.1)), 'cpu', True),
   (PAGES, 1, 12, Hybrid(64, KeyTokens(0.1)), 'cpu', False),
   (PAGES, 1, 4096, Hybrid(64, KeyTokens(0.5)), 'cpu', False),
+  (LEARNED, 1, 17, Blocks(), 'cpu', True),
+  (LEARNED, 1, 16, Blocks(), 'cpu', False),
+  (LEARNED, 2, 4096, Blocks(), 'cpu', False),
+  (LEARNED, 1, 1, Blocks(), 'gpu', True),
+  (DENSE, 1, 4096, Blocks(), 'gpu', False),
   (SLOT, 1, 1, Window(64), 'cpu', True),
   (SLOT, 2, 1, Window(64), 'cpu', False),
   (caches.LatentCache(None), 1, 4096, Window(64), 'gpu', False),

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.kernels.attention.lists import Tokens
+from r1jax.kernels.attention.lists import BEYOND, Tokens
 from r1jax.model import selection
 from r1jax.model.config import Blocks
+from r1jax.model.types import Place
 
 L, K, G, H = 40, 2, 2, 4
 PATTERNS = [
@@ -137,3 +138,17 @@ def test_what_is_summed_up_begins_every_stride_of_a_segment(pattern, lengths):
   want = begins(lengths, pattern)
   starts_C = STARTS(*row(lengths), pattern)[0].tolist()
   assert starts_C == want + [L] * (len(starts_C) - len(want))
+
+
+def test_a_chunk_makes_the_summaries_that_it_may_have_completed():
+  positions_BL = np.array([[5, 6, 7, 8, 9], [0, 1, 2, 3, 4], [3, 4, 5, 6, 7]])
+  segments_BL = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [0, 0, 0, 0, 0]])
+  at = selection.completed(Place(positions_BL, segments_BL), PATTERNS[0])
+  np.testing.assert_array_equal(at.positions_BL, [[2, 3, 4], [BEYOND, BEYOND, 1], [BEYOND] * 3])
+  np.testing.assert_array_equal(at.segments_BL, [[1, 1, 1], [0, 0, 1], [0, 0, 0]])
+
+
+def test_a_cache_holds_no_summary_where_no_block_can_end():
+  ends = selection.stored(2, 4, PATTERNS[2])
+  np.testing.assert_array_equal(ends.index_BM, [[2, 5, 8, 11]] * 2)
+  np.testing.assert_array_equal(ends.segments_BM, [[0, 0, 1, 1]] * 2)

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from einops import rearrange
 
 from r1jax.kernels.paged import gpu, reference, tpu, xla
 from r1jax.kernels.paged.memory import Int8, Memory, Stack, memory_of, numbers
@@ -66,18 +68,36 @@ def selected_rows(
   keys: Stack | tuple[Stack, ...],
   values: Stack | tuple[Stack] | None,
   layer: jax.Array,
-  ids_BT: jax.Array,
+  ids: jax.Array,
   scale: float,
   value_width: int | None = None,
   soft_cap: float | None = None,
   implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """The same over single places (top-k tokens): ids page·S + place, −1 where there is none."""
+  """The same over single places (top-k tokens): ids page·S + place, −1 where there is none.
+
+  ids: a list a row, [B, T], or one for each of its key-value heads, [B, K, T].
+  """
   memory = memory_of(keys, values, q_BNH.shape[-1], value_width)
-  _check(q_BNH, memory, ids_BT)
+  _check(q_BNH, memory, ids)
   kind = resolve(implementation, {'*': 'xla'}, tuple(SELECTED))
   run = functools.partial(SELECTED[kind].selected_rows, scale=scale, soft_cap=soft_cap)
-  return _on_shards(run, q_BNH, memory, layer, ids_BT)
+  run = run if ids.ndim == 2 else functools.partial(_by_head, run)
+  return _on_shards(run, q_BNH, memory, layer, ids)
+
+
+def _by_head(
+  run: Callable, q_BNH: jax.Array, memory: Memory, layer: jax.Array, ids_BKT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Every head of a row as a row of its own, of the queries in its group."""
+  B, K, _ = ids_BKT.shape
+  if K == 1:
+    return run(q_BNH, memory, layer, ids_BKT[:, 0])
+  q_RGH = rearrange(q_BNH, 'B (K G) H -> (B K) G H', K=K)
+  ids_RT = rearrange(ids_BKT, 'B K T -> (B K) T')
+  o_RGV, lse_RG = run(q_RGH, memory, layer, ids_RT, head_B=jnp.tile(jnp.arange(K), B))
+  o_BNV = rearrange(o_RGV, '(B K) G V -> B (K G) V', K=K)
+  return o_BNV, rearrange(lse_RG, '(B K) G -> B (K G)', K=K)
 
 
 def _check(q_BNH: jax.Array, memory: Memory, list_BT: jax.Array) -> None:
@@ -87,6 +107,10 @@ def _check(q_BNH: jax.Array, memory: Memory, list_BT: jax.Array) -> None:
     raise ValueError(f'{N} query heads are not a multiple of {memory.heads} key-value heads')
   if len(list_BT) != B:
     raise ValueError(f'{B} queries and lists of {len(list_BT)} rows; one list a query')
+  if list_BT.ndim == 3 and list_BT.shape[1] != memory.heads:
+    raise ValueError(
+      f'{list_BT.shape[1]} lists a row; expected one for each of {memory.heads} key-value heads'
+    )
 
 
 def _on_shards(
@@ -109,10 +133,11 @@ def _on_shards(
     return jax.tree.map(lambda _: jax.P(*lead), stack)
 
   pool = jax.tree.map(specs, memory, is_leaf=lambda s: isinstance(s, Int8))
+  listed = jax.tree.map(lambda x: jax.P(rows, kv) if x.ndim == 3 else jax.P(rows), lists)
   # The loops start from constants, which are the same on every device; what they end with is not.
   mapped = jax.shard_map(
     run,
-    in_specs=(jax.P(rows, heads), pool, jax.P(), jax.P(rows)),
+    in_specs=(jax.P(rows, heads), pool, jax.P(), listed),
     out_specs=(jax.P(rows, heads), jax.P(rows, heads)),
     check_vma=False,
   )

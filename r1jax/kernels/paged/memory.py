@@ -104,8 +104,11 @@ def numbers(stack: Stack) -> jax.Array:
 def gather(
   stack: Stack, at: tuple[jax.Array, ...], width: int, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array | None]:
-  """(x_BMKW of this width, scale_BMK) at (layer, pages_BT[, places_BT]); beyond the pool 0."""
-  heads = numbers(stack).shape[3:-1] or (1,)
+  """(x_BMKW of this width, scale_BMK) at (layer, pages_BT[, places_BT[, heads_BT]]); beyond it 0.
+
+  heads_BT: the one head that is read there, K = 1; else all of them.
+  """
+  heads = numbers(stack).shape[max(len(at), 3) : -1] or (1,)
 
   def one(x: jax.Array, *vector: int) -> jax.Array:
     got = x.at[at].get(mode='fill', fill_value=0)

@@ -32,9 +32,14 @@ def selected_rows(
   ids_BT: jax.Array,
   scale: float,
   soft_cap: float | None = None,
+  head_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """The same over single places, page·S + place, −1 where there is none."""
+  """The same over single places, page·S + place, −1 where there is none.
+
+  head_B: the key-value head that all queries of a row read; None: each that of its group.
+  """
   at = layer, in_pool(ids_BT // memory.size, memory), ids_BT % memory.size
+  at = at if head_B is None else (*at, head_B[:, None])
   return attend(q_BNH, memory, at, ids_BT >= 0, scale, soft_cap)
 
 
@@ -47,13 +52,13 @@ def attend(
   soft_cap: float | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Over the vectors at these places of the stacks."""
-  dtype, G = sums(q_BNH), q_BNH.shape[1] // memory.heads
+  dtype = sums(q_BNH)
 
   def read(stack: Stack, width: int) -> jax.Array:
     x_BMKW, scale_BMK = gather(stack, at, width, dtype)
     x_BMKW = x_BMKW if scale_BMK is None else x_BMKW * scale_BMK[..., None]
     x_BMKW = jnp.where(seen_BM[..., None, None], x_BMKW, 0)
-    return repeat(x_BMKW, 'B M K W -> B M (K G) W', G=G)
+    return repeat(x_BMKW, 'B M K W -> B M (K G) W', G=q_BNH.shape[1] // x_BMKW.shape[2])
 
   k_BMNH = jnp.concatenate([read(*x) for x in zip(memory.keys, memory.widths)], -1)
   v_BMNV = k_BMNH[..., : memory.width]

@@ -27,10 +27,10 @@ class Visible(NamedTuple):
   to_BT: jax.Array
 
 
-def visible_full(table_BT: jax.Array, newest_B: jax.Array, size: int) -> Visible:
-  """Positions 0 … newest of sequences whose page t holds positions t·size …; newest −1: none."""
+def visible_full(table_BT: jax.Array, newest_B: jax.Array, size: int, first: int = 0) -> Visible:
+  """Positions first … newest of sequences whose page t holds t·size …; newest −1: none."""
   t_BT = jnp.broadcast_to(jnp.arange(table_BT.shape[1]), table_BT.shape)
-  return _between(lambda _: table_BT, t_BT, jnp.zeros_like(newest_B), newest_B, size)
+  return _between(lambda _: table_BT, t_BT, jnp.full_like(newest_B, first), newest_B, size)
 
 
 def visible_window(

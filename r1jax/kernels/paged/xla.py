@@ -45,7 +45,7 @@ def paged_attention(
     return Part((in_pool(here.pages_BT, memory),), seen(here, memory.size))
 
   count = chunks(filled(visible), pages)
-  return over_chunks(q_BNH, memory, layer, part, count, scale, soft_cap)
+  return over_chunks(grouped(q_BNH, memory.heads), memory, layer, part, count, scale, soft_cap)
 
 
 def selected_rows(
@@ -55,18 +55,28 @@ def selected_rows(
   ids_BT: jax.Array,
   scale: float,
   soft_cap: float | None = None,
+  head_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """The same over single places, page·S + place, −1 where there is none."""
+  """The same over single places, page·S + place, −1 where there is none.
+
+  head_B: the key-value head that all queries of a row read; None: each that of its group.
+  """
   places = min(ids_BT.shape[1], CHUNK)
   ids_BT = jnp.pad(ids_BT, ((0, 0), (0, -ids_BT.shape[1] % places)), constant_values=-1)
 
   def part(c: jax.Array) -> Part:
     here_BT = chunk(ids_BT, c, places)
     at = in_pool(here_BT // memory.size, memory), here_BT % memory.size
-    return Part(at, here_BT >= 0)
+    return Part(at if head_B is None else (*at, head_B[:, None]), here_BT >= 0)
 
   count = chunks(ids_BT >= 0, places)
-  return over_chunks(q_BNH, memory, layer, part, count, scale, soft_cap)
+  q_BKGH = grouped(q_BNH, memory.heads if head_B is None else 1)
+  return over_chunks(q_BKGH, memory, layer, part, count, scale, soft_cap)
+
+
+def grouped(q_BNH: jax.Array, heads: int) -> jax.Array:
+  """Queries by the key-value head that they read, q_BKGH."""
+  return rearrange(q_BNH, 'B (K G) H -> B K G H', K=heads)
 
 
 def chunk(x_BT: jax.Array, c: jax.Array, width: int) -> jax.Array:
@@ -81,7 +91,7 @@ def chunks(filled_BT: jax.Array, width: int) -> jax.Array:
 
 
 def over_chunks(
-  q_BNH: jax.Array,
+  q_BKGH: jax.Array,
   memory: Memory,
   layer: jax.Array,
   part: Callable[[jax.Array], Part],
@@ -90,8 +100,7 @@ def over_chunks(
   soft_cap: float | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention over parts 0 … count − 1."""
-  dtype = sums(q_BNH)
-  q_BKGH = rearrange(q_BNH, 'B (K G) H -> B K G H', K=memory.heads)
+  dtype = sums(q_BKGH)
 
   def visit(c: jax.Array, state: tuple) -> tuple:
     top_BKG, total_BKG, o_BKGV = state
@@ -102,7 +111,7 @@ def over_chunks(
     base_BKG = jnp.where(higher_BKG == -jnp.inf, 0, higher_BKG)
     p_BKGM, kept_BKG = jnp.exp(s_BKGM - base_BKG[..., None]), jnp.exp(top_BKG - base_BKG)
     o_BKGV *= kept_BKG[..., None]
-    o_BKGV += weighted(p_BKGM, memory, (layer, *at), first, seen_BM, q_BNH.dtype)
+    o_BKGV += weighted(p_BKGM, memory, (layer, *at), first, seen_BM, q_BKGH.dtype)
     return higher_BKG, total_BKG * kept_BKG + p_BKGM.sum(-1), o_BKGV
 
   shape = q_BKGH.shape[:-1]
@@ -110,7 +119,7 @@ def over_chunks(
   start = jnp.full(shape, -jnp.inf, dtype), zeros[..., 0], zeros
   top_BKG, total_BKG, o_BKGV = jax.lax.fori_loop(0, count, visit, start)
   o_BKGV /= jnp.where(total_BKG == 0, 1, total_BKG)[..., None]
-  o_BNV = rearrange(o_BKGV, 'B K G V -> B (K G) V').astype(q_BNH.dtype)
+  o_BNV = rearrange(o_BKGV, 'B K G V -> B (K G) V').astype(q_BKGH.dtype)
   return o_BNV, rearrange(top_BKG + jnp.log(total_BKG), 'B K G -> B (K G)')
 
 

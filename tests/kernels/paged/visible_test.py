@@ -24,17 +24,18 @@ def positions(visible, where):
   newest=st.lists(st.integers(-1, T * SIZE - 1), min_size=3, max_size=3),
   order=st.permutations(range(3 * T)),
   window=st.sampled_from([None, 1, 4, 5, 7, 50]),
+  start=st.sampled_from([0, 3, 4, 9]),
 )
-def test_full_and_windows(newest, order, window):
+def test_full_and_windows(newest, order, window, start):
   table = np.reshape(order, (3, T)).astype('i4')
   table[np.arange(T) > (np.array(newest) // SIZE)[:, None]] = -1
   where = {(table[b, p // SIZE], p % SIZE): p for b in range(3) for p in range(newest[b] + 1)}
   if window is None:
-    visible = visible_full(table, np.int32(newest), SIZE)
+    visible = visible_full(table, np.int32(newest), SIZE, start)
   else:
     visible = visible_window(table, np.int32(newest), SIZE, window)
     assert visible.pages_BT.shape[1] == (window + SIZE - 2) // SIZE + 1
-  first = [0 if window is None else max(0, n - window + 1) for n in newest]
+  first = [start if window is None else max(0, n - window + 1) for n in newest]
   assert positions(visible, where) == [list(range(a, n + 1)) for a, n in zip(first, newest)]
   # What nobody sees is no page either: it would be copied for nothing.
   assert ((np.asarray(visible.pages_BT) < 0) == (visible.from_BT >= visible.to_BT)).all()

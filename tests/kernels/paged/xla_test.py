@@ -63,6 +63,27 @@ def test_lists_of_places(kind, implementation, seed, layer):
   pool.check(got, pool.oracle(q, keys, values, width, layer, seen))
 
 
+@pytest.mark.parametrize('implementation', ['xla', 'reference'])
+@pytest.mark.parametrize('kind', pool.KINDS[:3])
+@hypothesis.settings(max_examples=5)
+@hypothesis.given(seed=st.integers(0, 999), layer=st.integers(0, 1))
+def test_lists_of_places_by_head(kind, implementation, seed, layer):
+  rng = np.random.default_rng(seed)
+  q, keys, values, width = pool.draw(rng, kind, B)
+  heads = pool.HEADS if 'grouped' in kind else 1
+  ids = np.int32(rng.integers(-1, pool.PAGES * pool.SIZE, (B, heads, 29)))
+  ids[0, 0], ids[1, -1, 2:] = -1, -1
+  seen = [
+    [[divmod(i, pool.SIZE) for i in row if i >= 0] for row in ids[:, k]] for k in range(heads)
+  ]
+  keys, values = pool.poisoned((keys, values), [row for of_head in seen for row in of_head])
+  got = run(q, keys, values, layer, ids, width, None, implementation, selected_rows)
+  of_head = np.arange(q.shape[1]) * heads // q.shape[1]
+  each = [pool.oracle(q, keys, values, width, layer, s) for s in seen]
+  want = [np.stack([x[k][:, n] for n, k in enumerate(of_head)], 1) for x in zip(*each)]
+  pool.check(got, want)
+
+
 def test_calls_over_two_lists_merge_into_one():
   rng = np.random.default_rng(0)
   q, keys, values, width = pool.draw(rng, 'grouped', B)
@@ -84,18 +105,21 @@ def test_bfloat16_stays_within_a_hundredth(kind):
   pool.check(got, pool.oracle(q, keys, values, width, 0, pool.places(visible)), 1.5e-2)
 
 
-@pytest.mark.parametrize('kind', pool.KINDS)
-@pytest.mark.parametrize('op', [paged_attention, selected_rows])
-def test_on_a_mesh_rows_read_their_own_pages(kind, op):
+@pytest.mark.parametrize('kind, op, by_head', [
+  *((kind, op, False) for kind in pool.KINDS for op in (paged_attention, selected_rows)),
+  *((kind, selected_rows, True) for kind in pool.KINDS[:2]),
+])  # fmt: skip
+def test_on_a_mesh_rows_read_their_own_pages(kind, op, by_head):
   rng = np.random.default_rng(5)
   q, keys, values, width = pool.draw(rng, kind, 4)
-  pages = np.int32(rng.integers(-1, pool.PAGES // 2, (4, T)))  # counted from each half's first
-  shift = np.int32([[0], [0], [3], [3]]) * (pages >= 0)
+  lists = (4, pool.HEADS, T) if by_head else (4, T)
+  pages = np.int32(rng.integers(-1, pool.PAGES // 2, lists))  # counted from each half's first
+  shift = np.int32([0, 0, 3, 3]).reshape(4, *[1] * (len(lists) - 1)) * (pages >= 0)
   if op is paged_attention:
     low, high = np.sort(rng.integers(0, pool.SIZE + 1, (2, 4, T)).astype('i4'), 0)
     what, whole = (Visible(p, low, high) for p in (pages, pages + shift))
   else:
-    places = rng.integers(0, pool.SIZE, (4, T))
+    places = rng.integers(0, pool.SIZE, lists)
     what, whole = (
       np.int32(np.where(p < 0, -1, p * pool.SIZE + places)) for p in (pages, pages + shift)
     )
@@ -124,6 +148,11 @@ def test_a_long_list_is_gathered_a_chunk_at_a_time():
     ({'q': np.zeros((B, 4, 7), 'f4')}, ValueError, 'queries are 7 wide, the keys 6'),
     ({'q': np.zeros((B, 3, 6), 'f4')}, ValueError, '3 query heads are not a multiple of 2'),
     ({'q': np.zeros((4, 4, 6), 'f4')}, ValueError, '4 queries and lists of 5 rows'),
+    (
+      {'what': np.zeros((B, 3, 2), 'i4'), 'op': selected_rows},
+      ValueError,
+      '3 lists a row; expected one for each of 2 key-value heads',
+    ),
     (
       {'values': np.zeros((2, 6, 3, 2, 5), 'f4')},
       ValueError,
