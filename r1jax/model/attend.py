@@ -45,7 +45,7 @@ def over_batch(
 ) -> jax.Array:
   """o_BLNV of a batch over itself."""
   L = q_BLNH.shape[1]
-  short = SHORT.get(jax.default_backend(), SHORT['*'])
+  short = q_BLNH.shape[1] <= SHORT.get(jax.default_backend(), SHORT['*'])
   index_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), place.segments_BL.shape)
   here = Tokens(index_BL, place.segments_BL)
 
@@ -53,7 +53,7 @@ def over_batch(
     return banded_attention(q_BLNH, k_BLKH, v_BLKV, here, here, band, scale)
 
   match pattern:
-    case Full() | Watched() | Window() if L <= short:
+    case Full() | Watched() | Window() if short:
       mask_BLM = masks.within(place.positions_BL, place.segments_BL, pattern)
       return attention(q_BLNH, k_BLKH, v_BLKV, mask_BLM, scale)
     case Full() | Watched():

@@ -75,6 +75,7 @@ def test_the_sparse_attention_notebook(monkeypatch, tmp_path):
   assert pictures(book) == 4
 
 
+@pytest.mark.slow
 def test_the_judges_notebook(monkeypatch, tmp_path):
   short = [
     ('stages[0].steps', '2'),

@@ -139,6 +139,7 @@ def small_disk(tmp_path):
   subprocess.run(['umount', folder], check=True)
 
 
+@pytest.mark.slow  # tests/checkpoint/saving_test.py fills one by the store alone
 def test_a_full_disk_leaves_the_last_good_checkpoint(binary, arrays, whole, small_disk):
   """One line, a bad exit; with more room the same command goes on."""
   workdir = small_disk / 'run'
