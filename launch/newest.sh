@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Kernels, model, losses, engine and checkpoints once more, under the newest Python (3.12 or later) and the newest jax to be had here: the
-# versions that Colab and the accelerators run. Found on the PATH or with pyenv; with none, says so and succeeds.
+# versions that Colab and the accelerators run. Found on the PATH or with pyenv; with none, says so and succeeds. Two files at a time, as in launch/test.sh.
 #   bash launch/newest.sh            bash launch/newest.sh tests/kernels            NEWEST_PYTHON=/path/to/python3 bash …
-# Installs into .venv-newest once, and again when setup.cfg changes; `rm -r .venv-newest` fetches newer versions.
+# Installs into .venv-newest once, and again when setup.cfg or this file changes; `rm -r .venv-newest` fetches newer versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,12 +21,12 @@ if [ -z "$python" ]; then
   exit 0
 fi
 venv=.venv-newest
-if ! cmp -s $venv/installed setup.cfg; then
+if ! cat setup.cfg launch/newest.sh | cmp -s - $venv/installed; then
   echo "newest: installing r1jax and the newest jax for $("$python" --version) into $venv …"
   "$python" -m venv --clear $venv
   $venv/bin/python -m pip install --quiet --upgrade pip
-  $venv/bin/python -m pip install --quiet --upgrade -e . pytest hypothesis
-  cp setup.cfg $venv/installed
+  $venv/bin/python -m pip install --quiet --upgrade -e . pytest pytest-xdist hypothesis
+  cat setup.cfg launch/newest.sh >$venv/installed
 fi
 $venv/bin/python -c 'import flax, jax, numpy, optax, platform; print(
   f"newest: Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}, "
@@ -35,4 +35,4 @@ $venv/bin/python -c 'import flax, jax, numpy, optax, platform; print(
 streaming=(chunks convert layout manifest memory spread target writer)  # of public checkpoints: what drives Orbax and TensorStore
 [ $# -gt 0 ] || set -- tests/kernels tests/model tests/algos tests/optim tests/engine tests/checkpoint/*_test.py \
   $(for name in "${streaming[@]}"; do ls "tests/checkpoint/public/${name}_test.py" 2>/dev/null; done)
-exec $venv/bin/python -m pytest -q "$@"
+exec $venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -13,14 +13,16 @@ import sys
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 MAPPINGS = 10_000
 _DEVICES = '--xla_force_host_platform_device_count=8'
-# A third less time to compile, to a jaxlib that knows these flags: others end the process.
-_QUICK = '--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false'
+# A third less time to compile, to a jaxlib that knows this flag: others end the process.
+_QUICK = '--xla_cpu_use_fusion_emitters=false'
 _KNOWN = any(d.version[:5] == '0.10.' for d in importlib.metadata.distributions(name='jaxlib'))
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if '--xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
   _flags = os.environ.get('XLA_FLAGS', ''), _DEVICES, _QUICK if _KNOWN else ''
   os.environ['XLA_FLAGS'] = ' '.join(_flags).strip()
+# Programs half as fast are made in half the time.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
@@ -37,18 +39,18 @@ hypothesis.settings.register_profile('r1jax', deadline=None, max_examples=50, de
 hypothesis.settings.load_profile('r1jax')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation(request):
-  """Programs half as fast are made in half the time; not for modules marked `optimized`."""
-  jax = sys.modules.get('jax')  # the rules of the house are tested without it
-  if jax is None:
-    yield
-    return
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+  """All of XLA's optimizations for tests marked `optimized`, which look into what they make."""
+  if item.get_closest_marker('optimized') is None:
+    return (yield)
+  jax = sys.modules['jax']
   before = jax.config.read('jax_disable_most_optimizations')
-  quick = request.node.get_closest_marker('optimized') is None
-  jax.config.update('jax_disable_most_optimizations', quick)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
+  jax.config.update('jax_disable_most_optimizations', False)
+  try:
+    return (yield)
+  finally:
+    jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -6,11 +6,10 @@ DEVICES = '--xla_force_host_platform_device_count'
 
 
 def environment() -> dict[str, str]:
-  """This process's but for its virtual devices; programs are soon compiled, and by one for all."""
+  """This process's but for its virtual devices; what one of them compiles serves all."""
   flags = [f for f in os.environ.get('XLA_FLAGS', '').split() if not f.startswith(DEVICES)]
   return {
     **os.environ,
     'XLA_FLAGS': ' '.join(flags),
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }

@@ -33,7 +33,7 @@ T = 1.7
 
 
 @pytest.fixture(autouse=True, scope='module')
-def x64(quick_compilation):
+def x64():
   with jax.enable_x64(True):
     yield
 

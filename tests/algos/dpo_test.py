@@ -22,7 +22,7 @@ CONFIGS = [
 
 
 @pytest.fixture(autouse=True, scope='module')
-def x64(quick_compilation):
+def x64():
   with jax.enable_x64(True):
     yield
 

@@ -35,7 +35,7 @@ FAMILY = [GRPO(beta=0.1), R1, DAPO, DR_GRPO, K2_BY_TOKEN, GSPO, CORRECTED]
 
 
 @pytest.fixture(autouse=True, scope='module')
-def x64(quick_compilation):
+def x64():
   with jax.enable_x64(True):
     yield
 

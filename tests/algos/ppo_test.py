@@ -35,7 +35,7 @@ NUMBERS = st.floats(-3, 3, width=32)
 
 
 @pytest.fixture(autouse=True, scope='module')
-def x64(quick_compilation):
+def x64():
   with jax.enable_x64(True):
     yield
 

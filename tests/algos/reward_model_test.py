@@ -29,7 +29,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True, scope='module')
-def x64(quick_compilation):
+def x64():
   with jax.enable_x64(True):
     yield
 

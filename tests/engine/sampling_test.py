@@ -28,8 +28,6 @@ from r1jax.engine.sampling import (
 from r1jax.kernels.logprob import logprobs
 from r1jax.kernels.logprob.truncate import FILLER, Sampling
 
-pytestmark = pytest.mark.optimized
-
 LOGITS = np.array([1.5, 0.3, -0.2, 1.1, -2.0, 0.8])
 N = 20_000
 
@@ -284,6 +282,7 @@ def test_a_row_does_not_see_its_neighbours():
     np.testing.assert_array_equal(alone.support_BK[0], among.support_BK[i])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
   'asked, support, sorts, best',
   [

@@ -57,7 +57,7 @@ MOVES = re.compile(
 
 
 @pytest.fixture(scope='module')
-def params(quick_compilation):
+def params():
   return place.init(Transformer(CFG), jax.random.key(0), None, dummy_inputs(CFG))
 
 
@@ -170,7 +170,7 @@ def test_in_int8_too(params, want, int8, name):
 
 
 @pytest.fixture(scope='module')
-def drafting(quick_compilation):
+def drafting():
   return place.init(Transformer(DRAFTING), jax.random.key(2), None, dummy_inputs(DRAFTING))
 
 

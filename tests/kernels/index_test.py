@@ -13,8 +13,6 @@ from r1jax.kernels.index import kl_dense, kl_selected, reference, top_k, xla
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
 
-pytestmark = pytest.mark.optimized
-
 B, L, N, K, H, J, I, SCALE = 2, 20, 4, 2, 6, 3, 5, 0.4
 packed = st.lists(
   st.lists(st.integers(1, 11), min_size=1, max_size=3).filter(lambda row: sum(row) <= L),
@@ -192,6 +190,7 @@ def sparse(target, indexer, tokens, ids):
   return jax.value_and_grad(loss, (0, 1, 2))(*indexer)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('program', [select, warm_up, sparse])
 def test_memory_is_linear_in_the_length(program):
   short, long = (temporaries(n, program) for n in (1024, 8192))

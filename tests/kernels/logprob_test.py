@@ -12,8 +12,6 @@ from r1jax.kernels.logprob.truncate import FILLER, Sampling, support
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
 
-pytestmark = pytest.mark.optimized
-
 B, L, D, V = 2, 7, 8, 19
 RNG = np.random.default_rng(0)
 X, W = RNG.normal(size=(B, L, D)).astype('f4'), RNG.normal(size=(D, V)).astype('f4')
@@ -156,6 +154,7 @@ def test_contract_03_a_replayed_support_on_a_mesh_is_that_of_one_device():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), made, expected)
 
 
+@pytest.mark.optimized
 def test_rows_stay_on_their_devices():
   """Eight rows on eight devices: none is gathered, each device computes an eighth."""
 
@@ -202,6 +201,7 @@ def test_contract_03_the_policy_gradient_over_a_replayed_support_is_exact():
   assert np.abs(own - np.outer(x_D, dz)).max() > 0.05 * np.abs(dz).max()
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('K', [0, 8])
 def test_contract_14_logits_of_all_tokens_are_never_made(K):
   tokens, vocab, width, chunk = 8192, 8192, 32, 256

@@ -34,8 +34,6 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import place as placement
 from r1jax.sharding.mesh import Mesh
 
-pytestmark = pytest.mark.optimized
-
 LATENT = Layer(MLA(4, nope=16, rope=16, value=16, kv_latent=64), Dense(32))
 GROUPED = Layer(GQA(4, kv_heads=2, head=32), Dense(32))
 RNG = np.random.default_rng(0)
@@ -249,6 +247,7 @@ STEPS = {
 SHARE = Hybrid(64, KeyTokens(0.25))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('layer, kind, pattern', [
   (LATENT, 'dense', None), (GROUPED, 'dense', None), (LATENT, 'pages', None),
   (GROUPED, 'pages', None), (LATENT, 'pages', SHARE), (GROUPED, 'slots', SHARE),
@@ -300,6 +299,7 @@ def test_where_pages_and_rings_live(mesh, dtype):
   ]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('layer, dtype, ring', [
   (LATENT, 'float32', 0), (LATENT, 'int8', 0), (LOCAL, 'float32', 0), (LOCAL, 'int8', 4),
   (SPARSE, 'float32', 4),

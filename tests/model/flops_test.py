@@ -25,8 +25,6 @@ from r1jax.model.config import (
 from r1jax.model.transformer import Inputs, Transformer, dummy_inputs
 from r1jax.sharding import place
 
-pytestmark = pytest.mark.optimized
-
 GROUPED = GQA(4, 2, 32)
 LATENT = MLA(heads=4, nope=32, rope=16, value=24, kv_latent=64, q_latent=96)
 DIRECT = dataclasses.replace(LATENT, q_latent=None)
@@ -79,6 +77,7 @@ def test_deepseek_v3_costs_six_flops_for_each_of_37_billion_parameters():
   assert deeper == 6 * (own + 7168 * 129_280 + pair)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('attention', [GROUPED, LATENT, DIRECT], ids=['gqa', 'mla', 'mla_direct'])
 def test_forward_flops_are_what_xla_counts(attention):
   # Layers that differ: XLA counts the body of a scan once, however often it runs.

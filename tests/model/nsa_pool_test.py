@@ -23,7 +23,6 @@ PATTERN = Blocks(compress=4, stride=2, select=4, selected=3, first=1, local=1, w
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(B, T, D)).astype('f4')
 X[1, :8] = X[0, :8]
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def pages(pattern, count, size, dtype=None, head=H):

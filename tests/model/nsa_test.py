@@ -24,7 +24,6 @@ POSITIONS, SEGMENTS = np.zeros((2, B, T), 'i4')
 for number, (b, start, end) in enumerate(SPANS):
   POSITIONS[b, start:end], SEGMENTS[b, start:end] = np.arange(end - start), number + 1
 PLACE = Place(POSITIONS, SEGMENTS)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def norm(x, scale):

@@ -38,7 +38,6 @@ W = 5
 LATENT = functools.partial(MLA, N, 4, 4, 6, 8)
 HEADS = functools.partial(GQA, N, 2, 6)
 UNION = Hybrid(W, KeyTokens(0.4))
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def config(spec):

@@ -21,8 +21,6 @@ from r1jax.model.types import LayerIn, LayerOut, Place, Term
 from r1jax.sharding import place as placement
 from r1jax.sharding.mesh import Mesh, make
 
-pytestmark = pytest.mark.optimized
-
 LATENT = MLA(2, 4, 4, 4, 8, 6, Rope(scaling=Yarn()), std=0.3)
 GROUPED = GQA(2, 1, 6, qk_norm=True, std=0.3)
 EXPERTS = MoE(6, experts=8, active=2, groups=4, active_groups=2, scale=2.5, std=0.3)
@@ -155,6 +153,7 @@ def test_a_stream_behind_no_layer_is_refused(done, layer):
     transformer.stream(done[0], CFG, layer)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_streams_that_nobody_reads_cost_no_memory(remat):
   """Forward: the bytes of a model of twice the layers are those of one; a gradient has its own."""

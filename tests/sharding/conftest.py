@@ -38,8 +38,7 @@ def free_port():
 def pair(tmp_path_factory, free_port):
   """Both processes of workers/checks.py, ended."""
   folder, address = tmp_path_factory.mktemp('pair'), f'localhost:{free_port()}'
-  # Optimized like the module that compares its own bits with theirs.
-  env = environment() | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'}
+  env = environment() | {'JAX_PLATFORMS': 'cpu'}
   outs = [folder / f'{i}.json' for i in range(2)]
   running = [
     subprocess.Popen(

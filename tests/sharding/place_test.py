@@ -16,8 +16,6 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import place
 from r1jax.sharding.mesh import Mesh
 
-pytestmark = pytest.mark.optimized
-
 MLA_TINY = MLA(heads=2, nope=8, rope=8, value=8, kv_latent=16)
 CFG = ModelConfig(
   vocab=272,

@@ -10,8 +10,6 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding import rules
 from r1jax.sharding.mesh import Mesh
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.fixture(scope='module')
 def mesh():

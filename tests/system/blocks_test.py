@@ -41,7 +41,6 @@ FIELDS = {
 }
 STEPS = 12
 GREEDY = RequestSampling(temperature=0.0)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(scope='module')

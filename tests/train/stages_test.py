@@ -54,6 +54,7 @@ def test_contract_01_whole_steps_on_a_mesh_equal_those_of_one_device(short, bare
   assert expected['grpo'][0][2]['reward'] > 0 and expected['grpo'][0][2]['kl'] > 0
 
 
+@pytest.mark.slow  # loop_test.py resumes a run from its checkpoints
 def test_resuming_in_the_middle_repeats_the_rest(experiment, bare):
   """From the point after step 1 the stages give the same bits, data and random numbers included."""
   for stage in experiment.stages:

@@ -110,7 +110,7 @@ def check(got, expected, atol):
   ],
 )
 def test_outputs_and_gradients_in_the_interpreter(
-  band, cap, sizes, chosen, lengths, heads, widths, monkeypatch, quick_compilation
+  band, cap, sizes, chosen, lengths, heads, widths, monkeypatch
 ):
   monkeypatch.setattr(gpu_tiles, 'STAGES', 2)  # so that stages are used again
   L = -(-sum(lengths) // 64) * 64

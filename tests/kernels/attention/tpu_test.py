@@ -13,8 +13,6 @@ from jax.experimental.pallas import tpu as pltpu
 from r1jax.kernels.attention import tpu
 from r1jax.kernels.attention.lists import Band, Listed, Range, Sizes, Tokens, banded
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 B, L, M, N, K, H, V = 2, 32, 48, 4, 2, 12, 8
 SIZES = Sizes(16, 8)
 I, J = L // SIZES.query, M // SIZES.key

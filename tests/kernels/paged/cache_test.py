@@ -16,7 +16,6 @@ from r1jax.model.types import Place
 B, L, SIZE, T, RING = 3, 3, 4, 5, 8
 NEWEST = np.int32([[4, 5, 6], [0, 1, 2], [15, 16, 17]])
 LATENT = MLA(2, 4, 4, 6, 8, 5)
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 WHOLE, LOCAL = GQA(4, 2, 6), GQA(4, 2, 6, pattern=Window(5))
 
 

@@ -16,7 +16,6 @@ from r1jax.kernels.paged.visible import Visible, padded
 from tests.kernels.paged import pool
 
 B, T = 5, 7
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @functools.partial(jax.jit, static_argnames=('width', 'cap', 'pages', 'entries', 'interpret'))

@@ -16,7 +16,6 @@ from r1jax.sharding import mesh as meshes
 from tests.kernels.paged import pool
 
 B, T = 5, 7
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.fixture(autouse=True, scope='module')

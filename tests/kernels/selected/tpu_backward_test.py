@@ -17,8 +17,6 @@ from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
 from tests.kernels.selected.packed import CASES, LENGTHS, SCALE, K, draw, keys_of, lists, some
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 KEPT = ('dq', 'dk', 'dv')
 
 

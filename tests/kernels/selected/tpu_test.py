@@ -15,8 +15,6 @@ from r1jax.kernels.attention.reference import sees
 from r1jax.kernels.selected import reference, selected_attention, tpu, tpu_pages
 from tests.kernels.selected.packed import CASES, LENGTHS, SCALE, K, M, draw, keys_of, lists, some
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @functools.partial(jax.jit, static_argnames=('size', 'width'))
 def interpreted(q, k, v, ids, queries, keys, size, width):

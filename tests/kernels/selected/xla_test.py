@@ -14,8 +14,6 @@ from r1jax.kernels.selected import reference, selected_attention, xla
 from r1jax.sharding import mesh as meshes
 from r1jax.sharding.mesh import Mesh
 
-pytestmark = pytest.mark.optimized
-
 B, L, N, K, H, V, SCALE = 2, 24, 4, 2, 6, 3, 0.4
 packed = st.lists(
   st.lists(st.integers(1, 12), min_size=1, max_size=4).filter(lambda row: sum(row) <= L),
@@ -192,6 +190,7 @@ def temporaries(length, size):
   return jax.jit(program).lower(*shapes, ids, tokens).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize('size', [1, 8])
 def test_memory_is_linear_in_the_length(size):
   short, long = (temporaries(n, size) for n in (1024, 8192))
