@@ -52,6 +52,7 @@ def adapted(tmp_path):
   return base, tmp_path / 'lora'
 
 
+@pytest.mark.whole
 def test_the_sum_lies_in_an_ordinary_checkpoint(adapted, tmp_path):
   base, adapters = adapted
   made = call(f'--checkpoint={adapters}', f'--target={tmp_path / "whole"}')

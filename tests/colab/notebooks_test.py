@@ -46,6 +46,7 @@ def pictures(book):
   return sum('image/png' in o.get('data', {}) for c in book.cells for o in c.get('outputs', ()))
 
 
+@pytest.mark.whole
 def test_the_quickstart_notebook(monkeypatch, tmp_path):
   parameters = {'WORKDIR': str(tmp_path / 'run'), 'OVERRIDES': SHORT, 'PROBLEMS': 4}
   book = run('01_quickstart.ipynb', monkeypatch, **parameters)
@@ -58,7 +59,7 @@ def test_the_quickstart_notebook(monkeypatch, tmp_path):
   assert answers.count('9 - 8 + 7 - 6') == 1 and '7 - 2 + 9 - 5\n' in answers
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_sparse_attention_notebook(monkeypatch, tmp_path):
   short = [(f'stages[0].phases[{i}].steps', '1') for i in range(3)]
   short += [('stages[1].steps', '2'), ('evaluation.problems', '8'), ('evaluation.batch', '8')]
@@ -75,7 +76,7 @@ def test_the_sparse_attention_notebook(monkeypatch, tmp_path):
   assert pictures(book) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_judges_notebook(monkeypatch, tmp_path):
   short = [
     ('stages[0].steps', '2'),
@@ -118,6 +119,7 @@ def go_through_checkpoints(monkeypatch, tmp_path, source, **parameters):
   return book
 
 
+@pytest.mark.whole
 def test_the_checkpoints_notebook(monkeypatch, tmp_path, published):
   go_through_checkpoints(monkeypatch, tmp_path, published, PROBLEMS=8, TOKENS=8)
 

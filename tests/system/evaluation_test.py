@@ -24,6 +24,7 @@ def compare(workdir, printed, binary, name, step, file):
   assert row(out.stdout, f'step {step}') == row(printed, name)
 
 
+@pytest.mark.whole
 def test_a_new_process_measures_the_same_figures_exactly(trained, binary, tmp_path):
   workdir, printed, _ = trained
   compare(workdir, printed, binary, 'after SFT', 4, tmp_path / 'figures.json')

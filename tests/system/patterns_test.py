@@ -12,6 +12,7 @@ from r1jax.model.transformer import Inputs, Transformer
 from r1jax.tokenizers.byte import ByteTokenizer
 from r1jax.train import restored, telemetry
 
+pytestmark = pytest.mark.whole
 CONFIG = '--config=tests/system/tiny_config.py'
 HYBRID = {'type': 'Hybrid', 'window': 4, 'keys.type': 'KeyTokens', 'keys.share': 0.25}
 TOP_K = {'type': 'TopK', 'keys': 6, 'indexer.heads': 2, 'indexer.head': 8, 'indexer.rope': 4}

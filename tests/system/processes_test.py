@@ -98,7 +98,7 @@ def check_losses(workdir, one):
     np.testing.assert_allclose(mine[2:], expected[2:], rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_two_processes_match_one(one, two, arrays):
   """SFT and GRPO, sampled, graded and evaluated by both."""
   check_match(arrays, *two, one)
@@ -109,7 +109,7 @@ def test_four_processes_match_one(one, arrays, tmp_path):
   check_match(arrays, tmp_path / 'run', spawn(4, tmp_path / 'run', *MESH), one)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_checkpoint_moves_to_another_mesh_and_process_count(one, two, tmp_path):
   """Begun by two processes on eight devices, ended by one on four, with the same losses."""
   workdir = tmp_path / 'run'

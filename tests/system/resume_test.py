@@ -89,6 +89,7 @@ def killed_at(binary, workdir, moments, rng):
     assert process.returncode == -signal.SIGKILL, f'{stage} {step}: had ended by itself'
 
 
+@pytest.mark.whole
 def test_contract_11_killed_twice_it_ends_with_the_same_bits(binary, arrays, whole, tmp_path):
   killed_at(binary, tmp_path / 'run', [('sft', 5), ('grpo', 7)], random.Random(0))
   told = finish_equal(binary, arrays, tmp_path / 'run', whole)
@@ -108,7 +109,10 @@ def test_contract_11_twenty_kills_twenty_resumes(binary, arrays, whole, tmp_path
 
 @pytest.mark.parametrize(
   ('number', 'stage'),
-  [(signal.SIGTERM, 'grpo'), pytest.param(signal.SIGINT, 'sft', marks=pytest.mark.slow)],
+  [
+    pytest.param(signal.SIGTERM, 'grpo', marks=pytest.mark.whole),
+    pytest.param(signal.SIGINT, 'sft', marks=pytest.mark.slow),
+  ],
 )
 def test_a_signal_saves_and_stops(binary, arrays, whole, tmp_path, number, stage):
   """At the step it had reached, not at the last periodic checkpoint."""
@@ -139,7 +143,7 @@ def small_disk(tmp_path):
   subprocess.run(['umount', folder], check=True)
 
 
-@pytest.mark.slow  # tests/checkpoint/saving_test.py fills one by the store alone
+@pytest.mark.whole
 def test_a_full_disk_leaves_the_last_good_checkpoint(binary, arrays, whole, small_disk):
   """One line, a bad exit; with more room the same command goes on."""
   workdir = small_disk / 'run'
@@ -155,6 +159,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(binary, arrays, whole, smal
   finish_equal(binary, arrays, workdir, whole)
 
 
+@pytest.mark.whole
 def test_the_config_of_what_and_not_of_how_must_stay(binary, whole):
   """Another mesh, checkpoint rhythm or number of graders is the same run; another seed is not."""
   same = ('--config.mesh.fsdp=1', '--config.checkpoint.every=7', '--config.verifier.workers=2')

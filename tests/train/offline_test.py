@@ -90,7 +90,8 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-  'at', [pytest.param(2, marks=slow), 4, pytest.param(6, marks=slow), pytest.param(8, marks=slow)]
+  'at',
+  [pytest.param(4, marks=pytest.mark.whole), *(pytest.param(at, marks=slow) for at in (2, 6, 8))],
 )
 def test_contract_11_a_resumed_run_ends_with_the_same_bits(exp, finished, tmp_path, at):
   """From the middle of each stage, its reference, heads and batches included."""

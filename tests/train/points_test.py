@@ -80,7 +80,7 @@ def test_points_of_before_refill_have_asked_what_their_rollouts_did(experiment):
     assert points.asked(meta, sft) == 0 and points.asked(meta | {'asked': 7}, rl) == 7
 
 
-@pytest.mark.slow  # tests/system/processes_test.py moves one between processes, too
+@pytest.mark.whole
 def test_a_point_moves_to_another_mesh(experiment, bare, tmp_path):
   """From eight devices to four to one: places change, values do not; the position comes along."""
   mesh = meshes.make(Mesh(data=2, fsdp=2, expert=2))

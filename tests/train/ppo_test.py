@@ -142,6 +142,7 @@ def test_explained_variance_by_hand():
   assert ppo.explained(np.ones((1, 5)), Targets(None, np.ones((1, 5))), mask) == 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize('trunk', [TRUNKS[0], TRUNKS[2]])
 def test_a_checkpoint_holds_the_critic_and_gives_it_back(experiment, bare, tmp_path, trunk):
   exp = with_ppo(experiment, trunk=trunk, old='recomputed')

@@ -54,7 +54,7 @@ def test_contract_01_whole_steps_on_a_mesh_equal_those_of_one_device(short, bare
   assert expected['grpo'][0][2]['reward'] > 0 and expected['grpo'][0][2]['kl'] > 0
 
 
-@pytest.mark.slow  # loop_test.py resumes a run from its checkpoints
+@pytest.mark.whole
 def test_resuming_in_the_middle_repeats_the_rest(experiment, bare):
   """From the point after step 1 the stages give the same bits, data and random numbers included."""
   for stage in experiment.stages:
@@ -66,6 +66,7 @@ def test_resuming_in_the_middle_repeats_the_rest(experiment, bare):
     assert [s for s, *_ in keep.seen] == list(range(1, stage.steps + 1))
 
 
+@pytest.mark.whole
 def test_pretraining_goes_through_its_phases_and_resumes_between_them(pretraining, bare):
   """Other shapes and another context after some steps, one optimizer; the data never repeat."""
   exp, (stage,) = pretraining, pretraining.stages
