@@ -145,7 +145,10 @@ def default_blocks(name: str, band: Band, group: int, length: int, memory: int) 
     sizes = tpu.default_sizes(band, group, length, memory)
   else:
     fit = lambda size, n: min(size, 1 << max(n - 1, 15).bit_length())
-    size = 128 if band.far is not None and band.far <= 128 else 256
+    # On two CPU cores narrow windows run 1.3 times as fast and more by blocks of 64; elsewhere a
+    # block should fill the device.
+    far, small = (256, 64) if jax.default_backend() == 'cpu' else (128, 128)
+    size = small if band.far is not None and band.far <= far else 256
     sizes = Sizes(fit(size, length), fit(size, memory))
   return Blocks(sizes, sizes, sizes)
 
